@@ -1,0 +1,271 @@
+"""Hang SVG2 on a ModelPatcher: the attention override, the run that holds its state, and the order among patches.
+
+The clone carries only immutable settings. A run's mutable state (centroids, counters) is made by the OUTER_SAMPLE
+wrapper, travels in this run's own transformer options and is dropped when sampling ends, however it ends.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ..svg2_core.attention import AttentionResult, svg2_attention
+from ..svg2_core.cache import CentroidCache
+from ..svg2_core.config import SVG2Config
+from ..svg2_core.layout import Layout
+from ..svg2_core.ops import registry
+from ..svg2_core.reasons import Reason
+from ..svg2_core.schedule import Schedule
+from ..svg2_core.stats import RunStats, StatsHandle
+from .layouts import ModelCall, Refusal, find_layout, video_tokens
+
+KEY = "svg2"  # of the wrappers and callbacks
+_RUN = "svg2_run"  # in transformer_options, for the length of a run
+_CALL = "svg2_call"  # in transformer_options, for the length of a model evaluation
+_OVERRIDE = "optimized_attention_override"
+
+log = logging.getLogger("svg2")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the node decided. family: of the model, None if unknown; backend: as asked for, "auto" or a name."""
+
+    config: SVG2Config
+    family: str | None
+    backend: str
+    handle: StatsHandle
+
+
+def apply_patch(model, settings: Settings):
+    """A clone of the ModelPatcher `model` whose video self-attention goes through SVG2. An earlier SVG2 is replaced."""
+    model = model.clone()
+    wrappers = (
+        (WrappersMP.OUTER_SAMPLE, _outer_sample(settings)),
+        (WrappersMP.DIFFUSION_MODEL, _diffusion_model),
+    )
+    for kind, wrapper in wrappers:
+        model.remove_wrappers_with_key(kind, KEY)
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+    model.remove_callbacks_with_key(CallbacksMP.ON_PREPARE_STATE, KEY)
+    model.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, KEY, _stay_on_top(settings))
+    options = model.model_options.setdefault("transformer_options", {})
+    previous = options.get(_OVERRIDE)
+    options[_OVERRIDE] = Override(settings, previous.previous if isinstance(previous, Override) else previous)
+    return model
+
+
+class Run:
+    """The mutable state of one sampling run."""
+
+    def __init__(self, settings: Settings, schedule: Schedule):
+        self.settings = settings
+        self.schedule = schedule
+        self.cache = CentroidCache()
+        self.stats = RunStats()
+        self.heads_at_a_time: int | None = None  # set when memory ran short
+
+    def model_call(self, options: dict, x: torch.Tensor, contexts: list[torch.Tensor], patch_size) -> ModelCall:
+        """Open one model evaluation. Reads the current sigma: the only wait for the device in an evaluation."""
+        step = self.schedule.step_of(options["sigmas"].flatten()[0].item())
+        window = getattr(options.get("context_window"), "index_list", None)
+        return ModelCall(
+            step=step,
+            dense_step=self.schedule.dense_step(step),
+            batch=x.shape[0],
+            video_tokens=video_tokens(x.shape, patch_size) if x.dim() == 5 else 0,
+            context_tokens=frozenset(c.shape[-2] for c in contexts),
+            uuids=tuple(options.get("uuids") or ()),
+            window=None if window is None else tuple(window),
+        )
+
+    def finish(self, completed: bool) -> None:
+        self.cache.clear()
+        report = self.stats.report(completed)
+        self.settings.handle.add(report)
+        log.info(report.summary)
+
+
+def _outer_sample(settings: Settings) -> Callable:
+    """The OUTER_SAMPLE wrapper: one run, from its first step to its end or failure."""
+
+    def wrapper(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        guider = executor.class_obj
+        continuation = _is_continuation(guider, noise, sigmas)
+        run = Run(settings, Schedule(tuple(sigmas.tolist()), settings.config, continuation))
+        # The guider's options are this run's own copy, so two samplers sharing a model do not see each other's run.
+        options = guider.model_options.setdefault("transformer_options", {})
+        options[_RUN] = run
+        completed = False
+        try:
+            output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            completed = True
+            return output
+        finally:
+            options.pop(_RUN, None)
+            run.finish(completed)
+
+    return wrapper
+
+
+def _is_continuation(guider, noise: torch.Tensor, sigmas: torch.Tensor) -> bool:
+    """Whether this run goes on from another sampler's half-done latent: no noise of its own, and not from the top."""
+    top = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+    return not bool(noise.any()) and float(sigmas[0]) < 0.999 * top
+
+
+# Not recursive: the model inside may be compiled; only this frame must not be traced.
+def _diffusion_model(executor, *args, **kwargs):
+    """The DIFFUSION_MODEL wrapper: opens each model evaluation."""
+    values = [*args, *kwargs.values()]
+    # Where the options stand among the arguments differs by model, so they are found by what they hold.
+    options = next((a for a in values if isinstance(a, dict) and _RUN in a), None)
+    if options is None:
+        return executor(*args, **kwargs)
+    run: Run = options[_RUN]
+    x = args[0]
+    contexts = [a for a in values[1:] if isinstance(a, torch.Tensor) and a.dim() == 3]
+    patch_size = getattr(executor.class_obj, "patch_size", (1, 1, 1))
+    call = run.model_call(options, x, contexts, patch_size)
+    options[_CALL] = call
+    watch = run.stats.model_call(call.step, run.schedule.sigmas[call.step], x.device)
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        watch.stop()
+        options.pop(_CALL, None)
+
+
+_diffusion_model = torch.compiler.disable(_diffusion_model, recursive=False)
+
+
+def _stay_on_top(settings: Settings) -> Callable:
+    """The ON_PREPARE_STATE callback: a node added later must not silently displace the override."""
+
+    def callback(patcher, timestep, model_options):
+        options = model_options.setdefault("transformer_options", {})
+        current = options.get(_OVERRIDE)
+        if not isinstance(current, Override):
+            options[_OVERRIDE] = Override(settings, current)
+
+    return callback
+
+
+class Override:
+    """The attention override. Dense calls go to `previous`, the override that was there before, or to the host."""
+
+    def __init__(self, settings: Settings, previous: Callable | None):
+        self.settings = settings
+        self.previous = previous
+
+    @torch.compiler.disable
+    def __call__(self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False,
+                 skip_output_reshape=False, **kwargs):  # fmt: skip
+        def dense():
+            attention = func if self.previous is None else self.previous
+            first = () if self.previous is None else (func,)
+            return attention(*first, q, k, v, heads, mask=mask, attn_precision=attn_precision, skip_reshape=skip_reshape,
+                             skip_output_reshape=skip_output_reshape, **kwargs)  # fmt: skip
+
+        options = kwargs.get("transformer_options") or {}
+        run: Run | None = options.get(_RUN)
+        call: ModelCall | None = options.get(_CALL)
+        if run is None or (call is not None and call.delegating):
+            return dense()
+        split = _heads_view if skip_reshape else _split_heads
+        out = sparse_or_refusal(run, call, options, split(q, heads), split(k, heads), split(v, heads), mask, kwargs)
+        if isinstance(out, Refusal):
+            if call is None:
+                return dense()
+            call.delegating = True
+            try:
+                return dense()
+            finally:
+                call.delegating = False
+        return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+
+def _heads_view(x: torch.Tensor, heads: int) -> torch.Tensor:
+    return x
+
+
+def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """`[B, N, H * D]` as a `[B, H, N, D]` view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def sparse_or_refusal(run: Run, call: ModelCall | None, options: dict, q, k, v, mask, kwargs) -> torch.Tensor | Refusal:
+    """Answer a call of q, k, v `[B, H, N, D]` sparsely, or count why not."""
+    if call is None:
+        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "the model does not announce its evaluations"), None)
+    layout = find_layout(run.settings.family, call, q, k, mask)
+    if isinstance(layout, Refusal):
+        return _refuse(run, layout, None)
+
+    place = (options.get("block_type"), options.get("block_index"))
+    if place[1] is None:
+        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "the model does not number its blocks"), None)
+    nth = call.seen.get(place, 0)
+    call.seen[place] = nth + 1
+    block = str(place[1]) if nth == 0 else f"{place[1]}.{nth}"
+
+    c_q, c_k = run.settings.config.cluster_counts(layout.video_len)
+    reason = call.dense_step or run.schedule.dense_block(place[1], options.get("total_blocks"))
+    if reason is not None:
+        return _refuse(run, Refusal(reason), block)
+    least = max(run.settings.config.min_tokens, c_q, c_k)
+    if layout.video_len < least:
+        return _refuse(run, Refusal(Reason.SHORT_SEQUENCE, f"{layout.video_len:,} < {least:,} tokens"), block)
+    if not (q.dtype == k.dtype == v.dtype):
+        return _refuse(run, Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block)
+
+    keys = [(place, nth, *row, layout.video_len, q.device, call.window) for row in _rows(call)]
+    result = _attend(run, q, k, v, layout, keys, kwargs.get("scale"))
+    if isinstance(result, Refusal):
+        return _refuse(run, result, block)
+    result, backend = result
+    for key, entry in zip(keys, result.centroids, strict=True):
+        run.cache.put(key, entry)
+    run.stats.sparse_call(call.step, block, layout.video_len, result.density, backend)
+    return result.out
+
+
+def _refuse(run: Run, refusal: Refusal, block: str | None) -> Refusal:
+    """Count a dense call; the first of each reason the user should know about goes to the log."""
+    if run.stats.dense_call(refusal.reason, block, refusal.detail) and not refusal.reason.expected:
+        log.warning("SVG2: dense attention: %s", run.stats.notices[refusal.reason])
+    return refusal
+
+
+def _rows(call: ModelCall) -> list[tuple]:
+    """For each batch row: its conditioning and its place within the conditioning's chunk of the batch."""
+    if not call.uuids or call.batch % len(call.uuids):
+        return [(None, row) for row in range(call.batch)]
+    chunk = call.batch // len(call.uuids)
+    return [(call.uuids[row // chunk], row % chunk) for row in range(call.batch)]
+
+
+def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[AttentionResult, str] | Refusal:
+    """Try backends until one answers; memory shortage is retried with fewer heads at a time."""
+    warm = [run.cache.get(key) for key in keys]
+    while True:
+        backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
+        if isinstance(backend, registry.Refusal):
+            return Refusal(backend.reason, backend.detail)
+        try:
+            result = svg2_attention(q, k, v, layout, run.settings.config, warm, scale=scale, backend=backend,
+                                    heads_at_a_time=run.heads_at_a_time)  # fmt: skip
+            return result, backend
+        except Exception as error:
+            if comfy.model_management.is_oom(error):
+                heads = run.heads_at_a_time or q.shape[1]
+                if heads == 1:
+                    return Refusal(Reason.OUT_OF_MEMORY, str(error).splitlines()[0])
+                run.heads_at_a_time = heads // 2
+                continue
+            # Retired for the life of the process; the next backend, or dense attention, answers this same call.
+            log.exception("SVG2: backend %s failed and is retired", backend)
+            registry.retire(backend, error)

@@ -1,0 +1,107 @@
+"""Node SVG2SparseAttention: between the model loader and the sampler."""
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..svg2_core.config import COMPENSATION, SVG2Config
+from ..svg2_core.ops import registry
+from ..svg2_core.presets import PRESETS, preset_config
+from ..svg2_core.stats import StatsHandle
+from .layouts import detect_family
+from .patch import Settings, apply_patch
+
+Stats = io.Custom("SVG2_STATS")
+
+
+class SVG2SparseAttention(io.ComfyNode):
+    """Patch a clone of the model so that its video self-attention runs sparse."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SVG2SparseAttention",
+            display_name="SVG2 Sparse Attention",
+            category="model/patch/svg2",
+            description=(
+                "Makes a video diffusion model faster by sparse attention over semantic clusters (Sparse VideoGen2), "
+                "without retraining. Place it between the model and the sampler. Knobs at their auto value follow the preset."
+            ),
+            search_aliases=["sparse attention", "svg2", "sparse videogen", "speed up wan", "faster video"],
+            inputs=[
+                io.Model.Input("model", tooltip="A video diffusion model (Wan 2.1 or 2.2). Other models run dense, with the reason in the log."),
+                io.Boolean.Input("enabled", default=True, tooltip="Off passes the model through untouched, to compare."),
+                io.Combo.Input("preset", options=list(PRESETS), default="auto",
+                    tooltip="Fills every knob left at auto. auto: balanced. quality: closest to dense. turbo: fastest. paper: the published settings, without compensation."),
+                io.Int.Input("q_clusters", default=0, min=0, max=65536, tooltip="Groups of query tokens per head. 0: auto, grows with the number of tokens."),
+                io.Int.Input("k_clusters", default=0, min=0, max=65536, tooltip="Groups of key tokens per head. 0: auto, grows with the number of tokens."),
+                io.Float.Input("top_p", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the attention mass that is computed exactly. Higher: closer to dense, slower. 1: all of it, equals dense. 0: auto."),
+                io.Int.Input("warmup_steps", default=-1, min=-1, max=10000, tooltip="Leading sampling steps kept dense. -1: auto."),
+                io.Float.Input("min_k_ratio", default=-1.0, min=-1.0, max=1.0, step=0.01, advanced=True,
+                    tooltip="Least share of the key groups computed exactly for each query group. -1: auto."),
+                io.Int.Input("kmeans_init_iters", default=0, min=0, max=1000, advanced=True, tooltip="k-means iterations at a block's first sparse step. 0: auto."),
+                io.Int.Input("kmeans_iters", default=0, min=0, max=1000, advanced=True, tooltip="k-means iterations at each later step. 0: auto."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    tooltip="Share of the sampling steps after which attention is dense again. 1: never."),
+                io.String.Input("dense_blocks", default="auto", advanced=True,
+                    tooltip='Transformer blocks kept dense, such as "0-2,-1" (negative counts from the last). Empty: none.'),
+                io.Int.Input("min_tokens", default=-1, min=-1, max=2**24, advanced=True, tooltip="Shorter sequences stay dense: there is nothing to gain. -1: auto."),
+                io.Combo.Input("compensation", options=["auto", *COMPENSATION], default="auto", advanced=True,
+                    tooltip="centroid: the mean of a skipped group stands in for its members. off: skipped groups are dropped, as in the paper."),
+                io.Combo.Input("backend", options=["auto", *registry.NAMES], default="auto", advanced=True,
+                    tooltip="Which kernels compute the sparse calls. auto: the fastest that supports this GPU."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with sparse attention."),
+                Stats.Output("stats", tooltip="What ran and why, for SVG2 Report."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        enabled=True,
+        preset="auto",
+        q_clusters=0,
+        k_clusters=0,
+        top_p=0.0,
+        warmup_steps=-1,
+        min_k_ratio=-1.0,
+        kmeans_init_iters=0,
+        kmeans_iters=0,
+        end_percent=1.0,
+        dense_blocks="auto",
+        min_tokens=-1,
+        compensation="auto",
+        backend="auto",
+    ) -> io.NodeOutput:
+        family = detect_family(model)
+        config = build_config(
+            preset_config(preset, family or "wan_t2v"),
+            q_clusters=(q_clusters, 0),
+            k_clusters=(k_clusters, 0),
+            top_p=(top_p, 0),
+            warmup_steps=(warmup_steps, -1),
+            min_k_ratio=(min_k_ratio, -1),
+            kmeans_init_iters=(kmeans_init_iters, 0),
+            kmeans_iters=(kmeans_iters, 0),
+            end_percent=(end_percent, None),
+            dense_blocks=(dense_blocks.strip(), "auto"),
+            min_tokens=(min_tokens, -1),
+            compensation=(compensation, "auto"),
+        )
+        registry.check_name(backend)
+        handle = StatsHandle()
+        if not enabled:
+            return io.NodeOutput(model, handle)
+        return io.NodeOutput(apply_patch(model, Settings(config, family, backend, handle)), handle)
+
+
+def build_config(preset: SVG2Config, **knobs: tuple) -> SVG2Config:
+    """Replace the preset's values by the knobs `name=(value, value that means auto)` that are not at auto.
+
+    Raises ValueError naming the input and what it accepts, where a value is out of range.
+    """
+    return replace(preset, **{name: value for name, (value, auto) in knobs.items() if value != auto})

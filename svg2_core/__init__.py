@@ -1,0 +1,13 @@
+"""Semantic-aware sparse attention (Sparse VideoGen2, arXiv 2505.18875) with centroid compensation.
+
+`svg2_attention` in `attention.py` is one call of the algorithm; `ops/` holds its three operations. Nothing here
+imports ComfyUI: the package works in any program that has queries, keys and values.
+"""
+
+from .attention import AttentionResult, svg2_attention
+from .config import SVG2Config
+from .layout import Layout
+from .presets import preset_config
+from .reasons import Reason
+
+__all__ = ["AttentionResult", "Layout", "Reason", "SVG2Config", "preset_config", "svg2_attention"]

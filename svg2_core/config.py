@@ -1,0 +1,110 @@
+"""The settings of one sampling run: frozen, validated, free of anything that depends on the call."""
+
+import math
+import re
+from dataclasses import dataclass
+
+COMPENSATION = ("off", "centroid")
+
+
+@dataclass(frozen=True)
+class SVG2Config:
+    """Settings of the algorithm.
+
+    top_p: share of the (estimated) attention mass that the selected key clusters of a query cluster reach; >= 1 selects all.
+    min_k_ratio: least share of the key clusters selected per query cluster.
+    q_clusters, k_clusters: fixed counts, or None to follow the number of video tokens N:
+        q = q_clusters_per_sqrt_token * sqrt(N), k = min(N / tokens_per_k_cluster, max_k_clusters).
+    kmeans_init_iters, kmeans_iters: Lloyd iterations at the first use of a block in a run, and at each later step.
+    compensation: "centroid" lets the centroid of a skipped key cluster stand in for its members; "off" drops them (the paper).
+    warmup_steps: leading sampling steps kept dense, or None for warmup_fraction of the steps (at least one if > 0).
+    end_percent: share of the sampling steps after which attention is dense again.
+    dense_blocks: transformer blocks kept dense, such as "0-2,-1"; "" for none.
+    min_tokens: sequences with fewer video tokens stay dense.
+    seed: of the cold start of k-means.
+
+    Raises ValueError naming the field and what it accepts.
+    """
+
+    top_p: float = 0.9
+    min_k_ratio: float = 0.1
+    q_clusters: int | None = None
+    k_clusters: int | None = None
+    q_clusters_per_sqrt_token: float = 1.09
+    tokens_per_k_cluster: float = 32.76
+    max_k_clusters: int = 1000
+    kmeans_init_iters: int = 10
+    kmeans_iters: int = 2
+    compensation: str = "centroid"
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.2
+    end_percent: float = 1.0
+    dense_blocks: str = "0"
+    min_tokens: int = 8192
+    seed: int = 0
+
+    def __post_init__(self):
+        _require(0 < self.top_p <= 1, "top_p", "a number above 0 and at most 1", self.top_p)
+        _require(0 <= self.min_k_ratio <= 1, "min_k_ratio", "a number from 0 to 1", self.min_k_ratio)
+        for name in ("q_clusters", "k_clusters"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "a whole number of at least 1 (at the node: 0 for auto)", value)
+        for name in ("q_clusters_per_sqrt_token", "tokens_per_k_cluster"):
+            _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
+        for name in ("max_k_clusters", "kmeans_init_iters", "kmeans_iters"):
+            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+        _require(self.compensation in COMPENSATION, "compensation", " or ".join(COMPENSATION), self.compensation)
+        _require(
+            self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more steps", self.warmup_steps
+        )
+        _require(0 <= self.warmup_fraction <= 1, "warmup_fraction", "a number from 0 to 1", self.warmup_fraction)
+        _require(0 <= self.end_percent <= 1, "end_percent", "a number from 0 to 1", self.end_percent)
+        _require(self.min_tokens >= 0, "min_tokens", "0 or more tokens", self.min_tokens)
+        parse_block_ranges(self.dense_blocks)
+
+    def cluster_counts(self, tokens: int) -> tuple[int, int]:
+        """Query and key cluster counts for `tokens` video tokens. Fixed counts are returned as they are."""
+        q = self.q_clusters or max(1, round(self.q_clusters_per_sqrt_token * math.sqrt(tokens)))
+        k = self.k_clusters or max(1, min(round(tokens / self.tokens_per_k_cluster), self.max_k_clusters))
+        return (q if self.q_clusters else min(q, tokens)), k
+
+
+def _require(ok: bool, name: str, accepts: str, value) -> None:
+    if not ok:  # also catches NaN, which compares false
+        raise ValueError(f"{name}: {value!r} is not accepted; it takes {accepts}")
+
+
+_RANGE = re.compile(r"\s*(-?\d+)\s*(?:-\s*(-?\d+)\s*)?")
+
+
+def parse_block_ranges(spec: str) -> list[tuple[int, int]]:
+    """Parse "0-2,-1" into inclusive ranges [(0, 2), (-1, -1)]; negative numbers count from the last block.
+
+    Raises ValueError naming dense_blocks and the part that is wrong.
+    """
+    ranges = []
+    for part in spec.split(","):
+        if not part.strip():
+            if spec.strip():
+                raise ValueError(f'dense_blocks: "{spec}" has an empty part; write for example "0-2,-1"')
+            continue
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            raise ValueError(f'dense_blocks: "{part.strip()}" is not a block or a range; write for example "0-2,-1"')
+        first = int(match[1])
+        last = int(match[2]) if match[2] is not None else first
+        if (first < 0) == (last < 0) and last < first:
+            raise ValueError(f'dense_blocks: the range "{part.strip()}" runs backwards')
+        ranges.append((first, last))
+    return ranges
+
+
+def in_block_ranges(ranges: list[tuple[int, int]], block: int, total: int | None) -> bool:
+    """Whether `block` (0-based) lies in `ranges`; negative bounds need the model's `total` number of blocks."""
+
+    def absolute(index: int) -> int:
+        if index >= 0:
+            return index
+        return index + total if total is not None else -1
+
+    return any(absolute(first) <= block <= absolute(last) for first, last in ranges)

@@ -1,0 +1,78 @@
+"""k-means in plain torch, one head at a time: the definition that kernels are tested against."""
+
+import torch
+
+# Tokens per distance matrix: 8192 x 1000 clusters are 33 MB.
+_CHUNK = 8192
+
+
+def cold_start(x: torch.Tensor, n_clusters: int, *, seed: int, role: int, first_head: int) -> torch.Tensor:
+    """Seed tokens of `x` `[B, H, N, D]` as centroids, fp32 `[B, H, C, D]`."""
+    _, heads, n, _ = x.shape
+    index = torch.stack([seed_tokens(n, n_clusters, seed, role, first_head + h, x.device) for h in range(heads)])
+    return torch.stack([row[torch.arange(heads, device=x.device)[:, None], index] for row in x]).float()
+
+
+def seed_tokens(n: int, n_clusters: int, seed: int, role: int, head: int, device: torch.device) -> torch.Tensor:
+    """Distinct token indices, int64 `[C]`: one hashed place in each of C equal stretches of the sequence."""
+    stretch = torch.arange(n_clusters + 1, device=device) * n // n_clusters
+    key = stretch[:-1]
+    for salt in (seed, role, head, n, n_clusters):
+        key = _mix((key + salt * 0x9E3779B9) & 0xFFFFFFFF)
+    return stretch[:-1] + key % stretch.diff()
+
+
+def _mix(h: torch.Tensor) -> torch.Tensor:
+    """A 32-bit finaliser (murmur3's constants) in int64 arithmetic, whose overflow wraps the same on every device."""
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return h ^ (h >> 16)
+
+
+def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`iterations` rounds of assignment and update; order, offsets and centroids as in `Clusters`."""
+    b, h, n, d = x.shape
+    c = init.shape[2]
+    order = torch.empty(b, h, n, dtype=torch.int32, device=x.device)
+    offsets = torch.empty(b, h, c + 1, dtype=torch.int32, device=x.device)
+    centroids = torch.empty(b, h, c, d, dtype=torch.float32, device=x.device)
+    # A loop over heads, not one batched product: library matmuls may round differently by batch size.
+    for i in range(b):
+        for j in range(h):
+            head, means = x[i, j], init[i, j].float()
+            for _ in range(iterations):
+                head_order, head_offsets = _group(_assign(head, means), c)
+                means = _means(head, head_order, head_offsets, means)
+            order[i, j], offsets[i, j], centroids[i, j] = head_order, head_offsets, means
+    return order, offsets, centroids
+
+
+def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    b, h, _, d = values.shape
+    means = torch.empty(b, h, offsets.shape[-1] - 1, d, dtype=torch.float32, device=values.device)
+    zeros = means.new_zeros(means.shape[2:])
+    for i in range(b):
+        for j in range(h):
+            means[i, j] = _means(values[i, j], order[i, j], offsets[i, j], zeros)
+    return means
+
+
+def _assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Nearest centroid of each token of `x` `[N, D]`, int64 `[N]`; ties go to the lower cluster."""
+    centroids = centroids.to(x.dtype).float()  # the precision in which a kernel's tensor cores would see them
+    norms = centroids.square().sum(-1)
+    return torch.cat([(norms - 2 * (part.float() @ centroids.T)).argmin(-1) for part in x.split(_CHUNK)])
+
+
+def _group(labels: torch.Tensor, n_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens grouped by label (ascending within a group) and the groups' offsets."""
+    sorted_labels, order = labels.sort(stable=True)
+    bounds = torch.arange(n_clusters + 1, device=labels.device)
+    return order.int(), torch.searchsorted(sorted_labels, bounds).int()
+
+
+def _means(x: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, when_empty: torch.Tensor) -> torch.Tensor:
+    """Mean of each group's rows of `x` `[N, D]`, summed in token order in fp32."""
+    sizes = offsets.diff()
+    sums = torch.segment_reduce(x[order.long()].float(), "sum", lengths=sizes.long(), axis=0, unsafe=True, initial=0)
+    return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), when_empty)

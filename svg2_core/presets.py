@@ -1,0 +1,63 @@
+"""Settings that belong together, per model family. Every number says where it is from."""
+
+from dataclasses import replace
+
+from .config import SVG2Config
+
+PRESETS = ("auto", "quality", "balanced", "turbo", "paper")
+FAMILIES = ("wan_t2v", "wan_i2v")
+
+# The published scripts (arXiv 2505.18875): top_p 0.9, at least 10% of the key clusters, 50 iterations at first use and
+# 2 per step, block 0 dense, skipped pairs dropped. Query clusters: 300 at Wan 720p (75,600 tokens) and 200 at 480p
+# (32,760), which a square root of the tokens fits: 1.09 * sqrt(N) gives 300 and 197. Key clusters: 1000 at both;
+# shorter sequences keep the 480p size of 32.76 tokens per cluster. Warm-up: text-to-video 10 of 50 steps;
+# image-to-video 14 of 40 at 720p (480p: 8 of 40; the longer one is used for both).
+_PAPER = SVG2Config(
+    top_p=0.9,
+    min_k_ratio=0.1,
+    q_clusters_per_sqrt_token=1.09,
+    tokens_per_k_cluster=32.76,
+    max_k_clusters=1000,
+    kmeans_init_iters=50,
+    kmeans_iters=2,
+    compensation="off",
+    warmup_fraction=0.2,
+    dense_blocks="0",
+)
+
+# From the sweep on the shipped checkpoint: tests/benchmarks/presets.md, made by tests/benchmarks/sweep_presets.py.
+_BALANCED = SVG2Config(
+    top_p=0.5,
+    min_k_ratio=0.05,
+    q_clusters_per_sqrt_token=1.09,
+    tokens_per_k_cluster=32.0,
+    max_k_clusters=1000,
+    kmeans_init_iters=10,
+    kmeans_iters=2,
+    compensation="centroid",
+    warmup_fraction=0.1,
+    dense_blocks="0",
+)
+
+_COMMON = {
+    "quality": replace(_BALANCED, top_p=0.7, min_k_ratio=0.1, warmup_fraction=0.2),
+    "balanced": _BALANCED,
+    "turbo": replace(_BALANCED, top_p=0.3, min_k_ratio=0.03),
+}
+
+_BY_FAMILY = {
+    "wan_t2v": {**_COMMON, "paper": _PAPER},
+    "wan_i2v": {**_COMMON, "paper": replace(_PAPER, warmup_fraction=0.35)},
+}
+
+
+def preset_config(preset: str, family: str) -> SVG2Config:
+    """Settings of `preset` (one of PRESETS; "auto" is "balanced") for a model `family` (one of FAMILIES).
+
+    Raises ValueError for a name that is neither.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: {preset!r} is not accepted; it takes {', '.join(PRESETS)}")
+    if family not in _BY_FAMILY:
+        raise ValueError(f"family: {family!r} is not known; known are {', '.join(FAMILIES)}")
+    return _BY_FAMILY[family]["balanced" if preset == "auto" else preset]

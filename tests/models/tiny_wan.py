@@ -1,0 +1,56 @@
+"""Wan models of the host's exact architecture at test size, loaded through the host's normal loader."""
+
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_CHECKPOINT = ROOT / "scripts" / "demo_nodes" / "models" / "svg2_demo_wan.safetensors"
+
+
+def random_wan(layers: int = 3, in_dim: int = 16, out_dim: int = 16, seed: int = 0):
+    """A ModelPatcher of a Wan text-to-video model with random weights: width 256, 2 heads of 128, fp32 on the CPU."""
+    import comfy.ops
+    import comfy.sd
+    from comfy.ldm.wan.model import WanModel
+
+    model = WanModel(in_dim=in_dim, out_dim=out_dim, dim=256, ffn_dim=512, num_heads=2, num_layers=layers,
+                     dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
+    g = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, p in model.state_dict().items():
+        # Scaled so that activations keep their size, and queries and keys are large enough for uneven attention.
+        fan_in = p[0].numel() if p.dim() > 1 else p.numel()
+        gain = 3.0 if "self_attn.norm" in name else 1.0
+        weights[name] = torch.ones_like(p) * gain if "norm" in name and name.endswith("weight") else (
+            torch.randn(p.shape, generator=g) * fan_in**-0.5)
+    return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32})
+
+
+def demo_wan():
+    """A ModelPatcher of the shipped demo checkpoint, fp32."""
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(DEMO_CHECKPOINT), model_options={"dtype": torch.float32})
+
+
+def conditioning(tokens: int = 7, seed: int = 0, **extra):
+    """A conditioning as the host's nodes make it: text embeddings `[1, tokens, 4096]`."""
+    g = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, tokens, 4096, generator=g), dict(extra)]]
+
+
+def latent(frames: int = 5, height: int = 16, width: int = 16, batch: int = 1, channels: int = 16) -> torch.Tensor:
+    """An empty latent; 5 x 16 x 16 is 320 tokens."""
+    return torch.zeros(batch, channels, frames, height, width)
+
+
+def sample(model, steps=4, cfg=1.0, sampler="euler", scheduler="simple", seed=1, shape=None, positive=None,
+           negative=None, denoise=1.0, noise=None, **kwargs):  # fmt: skip
+    """Sample through the host's own `comfy.sample`, as KSampler does; the latent."""
+    import comfy.sample
+
+    x = latent() if shape is None else shape
+    noise = comfy.sample.prepare_noise(x, seed) if noise is None else noise
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive or conditioning(), negative or conditioning(seed=9),
+                               x, denoise=denoise, seed=seed, disable_pbar=True, **kwargs)  # fmt: skip
