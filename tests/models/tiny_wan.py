@@ -1,11 +1,6 @@
 """Wan models of the host's exact architecture at test size, loaded through the host's normal loader."""
 
-from pathlib import Path
-
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-DEMO_CHECKPOINT = ROOT / "scripts" / "demo_nodes" / "models" / "svg2_demo_wan.safetensors"
 
 
 def random_wan(layers: int = 3, in_dim: int = 16, out_dim: int = 16, seed: int = 0):
@@ -25,13 +20,6 @@ def random_wan(layers: int = 3, in_dim: int = 16, out_dim: int = 16, seed: int =
         weights[name] = torch.ones_like(p) * gain if "norm" in name and name.endswith("weight") else (
             torch.randn(p.shape, generator=g) * fan_in**-0.5)
     return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32})
-
-
-def demo_wan():
-    """A ModelPatcher of the shipped demo checkpoint, fp32."""
-    import comfy.sd
-
-    return comfy.sd.load_diffusion_model(str(DEMO_CHECKPOINT), model_options={"dtype": torch.float32})
 
 
 def conditioning(tokens: int = 7, seed: int = 0, **extra):

@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, help="ComfyUI folder (default: found or fetched)")
     parser.add_argument("--hours", type=float, default=1.5, help="the learning rate falls to zero over this time")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--init", type=Path, help="go on from an earlier checkpoint (its optimizer state is not kept)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -168,6 +169,10 @@ def main() -> None:
     g = torch.Generator().manual_seed(args.seed)
     clips = Clips(args.clips, g)
     model = build_model()
+    if args.init:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(args.init))
     ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
     contexts = {name: prompt_vector(name) for name in CLIPS}

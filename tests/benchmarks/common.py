@@ -1,0 +1,36 @@
+"""What the benchmark scripts share: run inside `.venv` with the host, and keep generated tables in documents."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+
+
+def start() -> None:
+    """Set up, make the host importable, the pack as `svg2_pack`, and tests/models' modules by their names."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import environment
+    import host
+
+    host.activate(environment.ensure(), cpu=True)
+    sys.path.insert(0, str(ROOT / "tests" / "models"))
+    name = "svg2_pack"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+def write_table(document: Path, name: str, table: str) -> None:
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` in a Markdown document."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    text = document.read_text(encoding="utf-8")
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    document.write_text(f"{head}{begin}\n{table.strip()}\n{end}{tail}", encoding="utf-8")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,35 @@
+"""The node, and small models of the host's exact architecture."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+spec = importlib.util.spec_from_file_location("tiny_wan", Path(__file__).parents[1] / "models" / "tiny_wan.py")
+tiny_wan = importlib.util.module_from_spec(spec)
+sys.modules["tiny_wan"] = tiny_wan
+spec.loader.exec_module(tiny_wan)
+
+
+@pytest.fixture(scope="session")
+def wan(host):
+    """A random Wan text-to-video ModelPatcher: 3 blocks, 320 tokens at the default latent. Patch clones, not it."""
+    return tiny_wan.random_wan()
+
+
+@pytest.fixture(scope="session")
+def dense_sample(wan):
+    """Four Euler steps of `wan` without SVG2."""
+    return tiny_wan.sample(wan)
+
+
+@pytest.fixture
+def svg2(host):
+    """`svg2(model, **inputs)` runs the node as ComfyUI does; min_tokens is 0 unless given. -> (model, stats handle)"""
+    from svg2_pack.nodes.sparse_attention import SVG2SparseAttention
+
+    def patch(model, **inputs):
+        return SVG2SparseAttention.execute(model, **{"min_tokens": 0, **inputs}).result
+
+    return patch
