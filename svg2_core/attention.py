@@ -46,23 +46,22 @@ def svg2_attention(
     layout.check(q.shape[2])
     warm = warm or [None] * q.shape[0]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out = torch.empty_like(q)
     step = heads_at_a_time or q.shape[1]
-    parts = [
-        _heads(q, k, v, layout, config, warm, scale, backend, slice(first, min(first + step, q.shape[1])))
-        for first in range(0, q.shape[1], step)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    rows = zip(*(part.centroids for part in parts), strict=True)
+    chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
+    parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
+    shares = [density * (heads.stop - heads.start) / q.shape[1] for (density, _), heads in zip(parts, chunks, strict=True)]
+    rows = zip(*(centroids for _, centroids in parts), strict=True)
     return AttentionResult(
-        out=torch.cat([part.out for part in parts], dim=1),
-        density=sum(part.density * part.out.shape[1] for part in parts) / q.shape[1],
+        out=out,
+        density=sum(shares[1:], shares[0]),
         centroids=[Centroids(torch.cat([e.q for e in row]), torch.cat([e.k for e in row])) for row in rows],
     )
 
 
-def _heads(q, k, v, layout, config, warm, scale, backend, heads) -> AttentionResult:
-    q, k, v = q[:, heads], k[:, heads], v[:, heads]
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids]]:
+    """Answer some heads of the call into their part of `out`; their density and centroids."""
+    q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     c_q, c_k = config.cluster_counts(layout.video_len)
     video = layout.video
 
@@ -85,14 +84,11 @@ def _heads(q, k, v, layout, config, warm, scale, backend, heads) -> AttentionRes
         )
 
     # 4. Exact attention over the selected pairs.
-    out = dynamic_attention(
-        q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, backend=backend
+    dynamic_attention(
+        q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, out=out, backend=backend
     )
-    return AttentionResult(
-        out=out,
-        density=density(q_groups, k_groups, selected, q.shape[2]),
-        centroids=[Centroids.pack(a, b) for a, b in zip(q_groups.centroids, k_groups.centroids, strict=True)],
-    )
+    centroids = [Centroids.pack(a, b) for a, b in zip(q_groups.centroids, k_groups.centroids, strict=True)]
+    return density(q_groups, k_groups, selected, q.shape[2]), centroids
 
 
 def _cluster(x, n_clusters, warm, config, role, first_head, backend) -> Clusters:
@@ -123,6 +119,7 @@ def density(q_groups: Clusters, k_groups: Clusters, selected: torch.Tensor, toke
     Pairs with a text query or a text key are all exact; stand-ins are not counted.
     """
     video = q_groups.order.shape[-1]
+    keys = torch.where(selected, k_groups.sizes[:, :, None], 0).sum(-1)
     # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
-    pairs = q_groups.sizes.double() * (selected.double() @ k_groups.sizes.double()[..., None])[..., 0]
+    pairs = q_groups.sizes.double() * keys
     return ((pairs.sum(-1).mean() + tokens**2 - video**2) / tokens**2).float()

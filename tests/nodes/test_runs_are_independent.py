@@ -46,7 +46,7 @@ torch.save(tiny_wan.sample(patched), {str(tmp_path / "fresh.pt")!r})
 
 
 def test_a_sampler_inside_another_sees_its_own_run(wan, svg2):
-    patched, stats = svg2(wan)
+    patched, _ = svg2(wan)
     alone, other_alone = sample(patched), sample(patched, seed=3)
     inner = {}
 

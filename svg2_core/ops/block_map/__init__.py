@@ -1,5 +1,7 @@
 """Which pairs of query and key clusters are computed."""
 
+import math
+
 import torch
 
 from ..kmeans import Clusters
@@ -32,6 +34,8 @@ def block_map(
         raise ValueError(f"block_map: top_p must be above 0, got {top_p}")
     if not 0 <= min_k_ratio <= 1:
         raise ValueError(f"block_map: min_k_ratio must be from 0 to 1, got {min_k_ratio}")
+    # Less a rounding error: 0.07 of 100 clusters are 7, not 8.
+    least = math.ceil(min_k_ratio * k_clusters.centroids.shape[2] - 1e-6)
     return _BACKENDS[backend].block_map(
-        q_clusters.centroids, k_clusters.centroids, k_clusters.sizes, top_p, min_k_ratio, scale
+        q_clusters.centroids, k_clusters.centroids, k_clusters.sizes, top_p, least, scale
     )

@@ -1,7 +1,5 @@
 """The block map in plain torch, one head at a time: the definition that kernels are tested against."""
 
-import math
-
 import torch
 
 
@@ -10,7 +8,7 @@ def block_map(
     k_centroids: torch.Tensor,
     k_sizes: torch.Tensor,
     top_p: float,
-    min_k_ratio: float,
+    least: int,
     scale: float,
 ) -> torch.Tensor:
     b, h, c_q, _ = q_centroids.shape
@@ -19,7 +17,6 @@ def block_map(
     if top_p >= 1:
         return nonempty[:, :, None, :].expand(b, h, c_q, c_k).contiguous()
     selected = torch.empty(b, h, c_q, c_k, dtype=torch.bool, device=q_centroids.device)
-    least = math.ceil(min_k_ratio * c_k)
     for i in range(b):
         for j in range(h):
             # log(0) = -inf gives an empty cluster no mass.

@@ -34,6 +34,7 @@ def dynamic_attention(
     layout: Layout,
     scale: float,
     tail: Tail | None = None,
+    out: torch.Tensor | None = None,
     backend: str = "torch",
 ) -> torch.Tensor:
     """softmax(scale * q k^T + bias) v over the selected pairs; q, k, v `[B, H, N, D]` in any strides, result likewise.
@@ -41,7 +42,8 @@ def dynamic_attention(
     A video query attends to the video keys of the key clusters that `block_map` (bool `[B, H, Cq, Ck]`) selects for its
     query cluster, to every text key, and with `tail` to one virtual key for each cluster not selected. A text query
     attends to every key. `layout.text_bias` is added to the logits of text keys. Cluster orders index the video tokens.
-    Softmax and sums are fp32; the result has q's dtype, at the tokens' own places, in q's memory order.
+    Softmax and sums are fp32; the result has q's dtype, at the tokens' own places: written to `out` (q's shape, any
+    strides) if given, else to a new tensor in q's memory order.
 
     Raises ValueError where shapes disagree.
     Source: SVG2 (arXiv 2505.18875), section 4.3; the tail is this project's (DESIGN: compensation).
@@ -58,6 +60,11 @@ def dynamic_attention(
     expected = (b, h, q_clusters.offsets.shape[-1] - 1, k_clusters.offsets.shape[-1] - 1)
     if block_map.shape != expected or block_map.dtype != torch.bool:
         raise ValueError(f"dynamic_attention: block_map must be bool {list(expected)}, got {list(block_map.shape)}")
-    return _BACKENDS[backend].dynamic_attention(
-        q, k, v, q_clusters, k_clusters, block_map, layout=layout, scale=scale, tail=tail
+    if out is None:
+        out = torch.empty_like(q)
+    elif out.shape != q.shape or out.dtype != q.dtype:
+        raise ValueError(f"dynamic_attention: out must be {q.dtype} {list(q.shape)}, got {out.dtype} {list(out.shape)}")
+    _BACKENDS[backend].dynamic_attention(
+        q, k, v, out, q_clusters, k_clusters, block_map, layout=layout, scale=scale, tail=tail
     )
+    return out

@@ -9,8 +9,7 @@ import torch
 _MAX_LOGITS = 64 * 2**20
 
 
-def dynamic_attention(q, k, v, q_clusters, k_clusters, block_map, *, layout, scale, tail):
-    out = torch.empty_like(q)
+def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout, scale, tail):
     text = layout.text_index(q.shape[2], q.device)
     for i in range(q.shape[0]):
         bias = None if layout.text_bias is None else layout.text_bias[i].float()
@@ -22,7 +21,6 @@ def dynamic_attention(q, k, v, q_clusters, k_clusters, block_map, *, layout, sca
                 k_clusters.order[i, j].long() + layout.video_start, k_clusters.offsets[i, j],
                 block_map[i, j], text, bias, scale, head_tail,
             )  # fmt: skip
-    return out
 
 
 def _head(q, k, v, out, q_order, q_offsets, k_order, k_offsets, block_map, text, text_bias, scale, tail):

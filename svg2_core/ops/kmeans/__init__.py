@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from . import reference
+from .cold_start import cold_start
 
 
 class Clusters(NamedTuple):
@@ -62,7 +63,7 @@ def kmeans(
         raise ValueError(f"kmeans: init must be {[b, h, n_clusters, d]}, got {list(init.shape)}")
     implementation = _BACKENDS[backend]
     if init is None:
-        init = implementation.cold_start(x, n_clusters, seed=seed, role=role, first_head=first_head)
+        init = cold_start(x, n_clusters, seed=seed, role=role, first_head=first_head)
     return Clusters(*implementation.lloyd(x, init, iterations))
 
 

@@ -6,29 +6,6 @@ import torch
 _CHUNK = 8192
 
 
-def cold_start(x: torch.Tensor, n_clusters: int, *, seed: int, role: int, first_head: int) -> torch.Tensor:
-    """Seed tokens of `x` `[B, H, N, D]` as centroids, fp32 `[B, H, C, D]`."""
-    _, heads, n, _ = x.shape
-    index = torch.stack([seed_tokens(n, n_clusters, seed, role, first_head + h, x.device) for h in range(heads)])
-    return torch.stack([row[torch.arange(heads, device=x.device)[:, None], index] for row in x]).float()
-
-
-def seed_tokens(n: int, n_clusters: int, seed: int, role: int, head: int, device: torch.device) -> torch.Tensor:
-    """Distinct token indices, int64 `[C]`: one hashed place in each of C equal stretches of the sequence."""
-    stretch = torch.arange(n_clusters + 1, device=device) * n // n_clusters
-    key = stretch[:-1]
-    for salt in (seed, role, head, n, n_clusters):
-        key = _mix((key + salt * 0x9E3779B9) & 0xFFFFFFFF)
-    return stretch[:-1] + key % stretch.diff()
-
-
-def _mix(h: torch.Tensor) -> torch.Tensor:
-    """A 32-bit finaliser (murmur3's constants) in int64 arithmetic, whose overflow wraps the same on every device."""
-    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return h ^ (h >> 16)
-
-
 def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`iterations` rounds of assignment and update; order, offsets and centroids as in `Clusters`."""
     b, h, n, d = x.shape
