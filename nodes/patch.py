@@ -84,7 +84,11 @@ class Run:
 
     def finish(self, completed: bool) -> None:
         self.cache.clear()
-        report = self.stats.report(completed)
+        try:
+            report = self.stats.report(completed)
+        except Exception:  # after a device fault every read fails; the error that ended the run is the one to show
+            log.exception("SVG2: no report of this run")
+            return
         self.settings.handle.add(report)
         log.info(report.summary)
 

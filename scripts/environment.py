@@ -28,6 +28,7 @@ LOG = ROOT / ".cache" / "setup.log"
 
 # These three go together: torchvision and torch must match exactly.
 TORCH, TORCHVISION, TORCHAUDIO = "torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"
+TRITON = "triton==3.7.1"  # without a GPU, for its interpreter and its compiler
 CUDA = "cu130"
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 TOOLS = ["pytest>=8,<10", "ruff>=0.12,<1", "matplotlib>=3.8,<4", "scikit-image>=0.22,<1"]
@@ -80,7 +81,7 @@ def _stamp() -> str:
 
 
 def _wanted_stamp(comfyui: Path) -> str:
-    parts = [TORCH, TORCHVISION, TORCHAUDIO, *TOOLS, *_host_requirements(comfyui), str(has_nvidia_gpu()), str(VENV)]
+    parts = [TORCH, TORCHVISION, TORCHAUDIO, TRITON, *TOOLS, *_host_requirements(comfyui), str(has_nvidia_gpu()), str(VENV)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -111,7 +112,8 @@ def _make_venv() -> None:
 def _install(python: Path, comfyui: Path) -> None:
     # torchvision goes in before the packages that depend on it: pip would otherwise choose one, and another torch with it.
     done = _install_torch(python)
-    rest = [*_host_requirements(comfyui), *TOOLS]
+    triton = [TRITON] if sys.platform == "linux" and not has_nvidia_gpu() else []
+    rest = [*_host_requirements(comfyui), *TOOLS, *triton]
     if not (done and _pip(python, "installing ComfyUI's requirements", *rest)):
         cause = _why()
         if cause is None:

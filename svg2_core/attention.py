@@ -10,6 +10,7 @@ from .layout import Layout
 from .ops.block_map import block_map
 from .ops.dynamic_attention import Tail, dynamic_attention
 from .ops.kmeans import Clusters, cluster_means, kmeans
+from .ops.workspace import heads_that_fit
 
 _QUERY, _KEY = 0, 1
 
@@ -43,11 +44,11 @@ def svg2_attention(
     Raises ValueError where shapes disagree or a cluster count exceeds the number of video tokens.
     Source: SVG2 (arXiv 2505.18875), algorithm 1; compensation is this project's.
     """
-    layout.check(q.shape[2])
-    warm = warm or [None] * q.shape[0]
+    warm = [None] * q.shape[0] if warm is None else warm
+    _check(q, k, v, layout, config, warm, heads_at_a_time)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.empty_like(q)
-    step = heads_at_a_time or q.shape[1]
+    step = heads_at_a_time or _default_heads(q, layout, config)
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
     parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
     shares = [density * (heads.stop - heads.start) / q.shape[1] for (density, _), heads in zip(parts, chunks, strict=True)]
@@ -57,6 +58,29 @@ def svg2_attention(
         density=sum(shares[1:], shares[0]),
         centroids=[Centroids(torch.cat([e.q for e in row]), torch.cat([e.k for e in row])) for row in rows],
     )
+
+
+def _check(q, k, v, layout, config, warm, heads_at_a_time) -> None:
+    """Raise ValueError naming the input that does not fit."""
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype:
+            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)}")
+    layout.check(q.shape[2])
+    tokens = layout.video_len
+    for name, count in zip(("q_clusters", "k_clusters"), config.cluster_counts(tokens), strict=True):
+        if count > tokens:
+            raise ValueError(f"{name}: {count} clusters for {tokens} video tokens; it takes at most one per token")
+    if len(warm) != q.shape[0]:
+        raise ValueError(f"warm has {len(warm)} entries for {q.shape[0]} batch rows")
+    if heads_at_a_time is not None and heads_at_a_time < 1:
+        raise ValueError(f"heads_at_a_time must be at least 1, got {heads_at_a_time}")
+
+
+def _default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
+    """On a GPU, as many heads at a time as the work memory allows."""
+    if q.device.type == "cpu":
+        return q.shape[1]
+    return heads_that_fit(layout.video_len, *config.cluster_counts(layout.video_len), q.shape[3], q.shape[0])
 
 
 def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids]]:

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 COMPENSATION = ("off", "centroid")
 
@@ -48,15 +49,16 @@ class SVG2Config:
         _require(0 <= self.min_k_ratio <= 1, "min_k_ratio", "a number from 0 to 1", self.min_k_ratio)
         for name in ("q_clusters", "k_clusters"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, "a whole number of at least 1 (at the node: 0 for auto)", value)
+            accepts = "a whole number of at least 1 (at the node: 0 for auto)"
+            _require(value is None or (_whole(value) and value >= 1), name, accepts, value)
         for name in ("q_clusters_per_sqrt_token", "tokens_per_k_cluster"):
             _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("max_k_clusters", "kmeans_init_iters", "kmeans_iters"):
-            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+            value = getattr(self, name)
+            _require(_whole(value) and value >= 1, name, "a whole number of at least 1", value)
         _require(self.compensation in COMPENSATION, "compensation", " or ".join(COMPENSATION), self.compensation)
-        _require(
-            self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more steps", self.warmup_steps
-        )
+        steps = self.warmup_steps
+        _require(steps is None or (_whole(steps) and steps >= 0), "warmup_steps", "0 or more steps", steps)
         _require(0 <= self.warmup_fraction <= 1, "warmup_fraction", "a number from 0 to 1", self.warmup_fraction)
         _require(0 <= self.end_percent <= 1, "end_percent", "a number from 0 to 1", self.end_percent)
         _require(self.min_tokens >= 0, "min_tokens", "0 or more tokens", self.min_tokens)
@@ -64,9 +66,9 @@ class SVG2Config:
 
     def cluster_counts(self, tokens: int) -> tuple[int, int]:
         """Query and key cluster counts for `tokens` video tokens. Fixed counts are returned as they are."""
-        q = self.q_clusters or max(1, round(self.q_clusters_per_sqrt_token * math.sqrt(tokens)))
-        k = self.k_clusters or max(1, min(round(tokens / self.tokens_per_k_cluster), self.max_k_clusters))
-        return (q if self.q_clusters else min(q, tokens)), k
+        q = round(self.q_clusters_per_sqrt_token * math.sqrt(tokens))
+        k = min(round(tokens / self.tokens_per_k_cluster), self.max_k_clusters)
+        return self.q_clusters or min(max(1, q), tokens), self.k_clusters or min(max(1, k), tokens)
 
 
 def _require(ok: bool, name: str, accepts: str, value) -> None:
@@ -74,11 +76,16 @@ def _require(ok: bool, name: str, accepts: str, value) -> None:
         raise ValueError(f"{name}: {value!r} is not accepted; it takes {accepts}")
 
 
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 _RANGE = re.compile(r"\s*(-?\d+)\s*(?:-\s*(-?\d+)\s*)?")
 
 
-def parse_block_ranges(spec: str) -> list[tuple[int, int]]:
-    """Parse "0-2,-1" into inclusive ranges [(0, 2), (-1, -1)]; negative numbers count from the last block.
+@lru_cache
+def parse_block_ranges(spec: str) -> tuple[tuple[int, int], ...]:
+    """Parse "0-2,-1" into inclusive ranges ((0, 2), (-1, -1)); negative numbers count from the last block.
 
     Raises ValueError naming dense_blocks and the part that is wrong.
     """
@@ -96,15 +103,14 @@ def parse_block_ranges(spec: str) -> list[tuple[int, int]]:
         if (first < 0) == (last < 0) and last < first:
             raise ValueError(f'dense_blocks: the range "{part.strip()}" runs backwards')
         ranges.append((first, last))
-    return ranges
+    return tuple(ranges)
 
 
-def in_block_ranges(ranges: list[tuple[int, int]], block: int, total: int | None) -> bool:
-    """Whether `block` (0-based) lies in `ranges`; negative bounds need the model's `total` number of blocks."""
-
-    def absolute(index: int) -> int:
-        if index >= 0:
-            return index
-        return index + total if total is not None else -1
-
-    return any(absolute(first) <= block <= absolute(last) for first, last in ranges)
+def in_block_ranges(ranges: tuple[tuple[int, int], ...], block: int, total: int | None) -> bool:
+    """Whether `block` (0-based) lies in `ranges`; negative bounds need the model's `total` of blocks."""
+    for first, last in ranges:
+        if total is None and (first < 0 or last < 0):
+            continue
+        if (first if first >= 0 else first + total) <= block <= (last if last >= 0 else last + total):
+            return True
+    return False

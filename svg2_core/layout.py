@@ -27,13 +27,12 @@ class Layout:
         return index + self.video_len * (index >= self.video_start)
 
     def check(self, tokens: int) -> None:
-        """Raise ValueError unless the video range lies within `tokens`."""
+        """Raise ValueError unless the video range lies within `tokens` and text_bias is `[B, tokens - video_len]`."""
         if self.video_start < 0 or self.video_len < 1 or self.video_start + self.video_len > tokens:
             raise ValueError(
                 f"layout: video tokens {self.video_start}..{self.video_start + self.video_len} "
                 f"do not lie within a sequence of {tokens}"
             )
-        if self.text_bias is not None and self.text_bias.shape[-1] != tokens - self.video_len:
-            raise ValueError(
-                f"layout: text_bias covers {self.text_bias.shape[-1]} keys, the call has {tokens - self.video_len} text tokens"
-            )
+        text = tokens - self.video_len
+        if self.text_bias is not None and (self.text_bias.dim() != 2 or self.text_bias.shape[1] != text):
+            raise ValueError(f"layout: text_bias must be [B, {text}], got {list(self.text_bias.shape)}")

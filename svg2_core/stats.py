@@ -130,7 +130,7 @@ class RunStats:
         seconds: Counter[int] = Counter()
         for step, watch in self._watches:
             seconds[step] += watch.seconds()
-        values = torch.stack([d.float().cpu() for *_, d in self._densities]).tolist() if self._densities else []
+        values = _to_host([d for *_, d in self._densities])
         cells: dict[tuple[str, int], list[float]] = {}
         for (step, block, _), value in zip(self._densities, values, strict=True):
             cells.setdefault((block, step), []).append(value)
@@ -154,6 +154,16 @@ class RunStats:
             completed=completed,
             notices=[text for reason, text in self.notices.items() if not reason.expected],
         )
+
+
+def _to_host(scalars: list[torch.Tensor]) -> list[float]:
+    """Values of 0-d tensors, waiting once per device."""
+    values = [0.0] * len(scalars)
+    for device in {s.device for s in scalars}:
+        places = [i for i, s in enumerate(scalars) if s.device == device]
+        for i, value in zip(places, torch.stack([scalars[i] for i in places]).tolist(), strict=True):
+            values[i] = value
+    return values
 
 
 def _mean(values: list[float]) -> float | None:

@@ -1,11 +1,15 @@
 """Shared by all tests: the pack loaded as ComfyUI loads it, the real host, and poisoned uninitialised memory."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
 ROOT = Path(__file__).resolve().parents[1]
 ALIAS = "svg2_pack"

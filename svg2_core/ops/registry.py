@@ -1,12 +1,17 @@
 """Backends of the operations: what each one supports, checked before the call, and which failed.
 
-A backend is a name shared by all operations; an operation has an implementation for each name it lists in its own
-`__init__.py`. Later backends join by one entry in `_BACKENDS`, fastest first.
+A backend is a name shared by all operations; each operation's folder holds its implementation in a file of that name
+(`reference.py` is "torch"). "auto" takes the first in `_BACKENDS`, fastest first, that supports the call and passed its
+self-test on that device. `SVG2_BACKEND` in the environment takes the place of "auto".
 """
 
+import importlib
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 
 import torch
 
@@ -32,25 +37,69 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Backend:
-    """`unsupported` returns None where the backend takes the call, else a Refusal."""
+    """unsupported: None where the backend takes the call, else a Refusal. fast_on: devices on which "auto" may take it."""
 
     name: str
     unsupported: Callable[[Call], Refusal | None]
+    fast_on: Callable[[torch.device], bool]
+
+
+def _triton_unsupported(call: Call) -> Refusal | None:
+    if call.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(call.device)
+        if capability < (8, 0):
+            return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs a GPU of compute capability 8.0, this one has {capability[0]}.{capability[1]}")
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs an NVIDIA GPU, not {call.device.type}")
+    missing = _triton_missing()
+    if missing:
+        return Refusal(Reason.NO_BACKEND, f"triton: {missing}")
+    if call.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return Refusal(Reason.UNSUPPORTED_DTYPE, f"triton: {call.dtype} is not float16, bfloat16 or float32")
+    if call.head_dim > 128:
+        return Refusal(Reason.UNSUPPORTED_HEAD_DIM, f"triton: head dimension {call.head_dim} is more than 128")
+    return None
+
+
+@lru_cache(None)
+def _triton_missing() -> str | None:
+    """Why Triton cannot be imported, with what to do; None if it can."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        package = "triton-windows" if os.name == "nt" else "triton"
+        return f"not installed (pip install {package}): {error}"
+    return None
 
 
 def _torch_unsupported(call: Call) -> Refusal | None:
+    if call.device.type not in ("cpu", "cuda"):
+        return Refusal(Reason.UNSUPPORTED_DEVICE, f"torch: runs on the CPU and on NVIDIA GPUs, not on {call.device.type}")
     if call.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return Refusal(Reason.UNSUPPORTED_DTYPE, f"torch: {call.dtype} is not a floating-point type it computes in")
     return None
 
 
-_BACKENDS = (Backend("torch", _torch_unsupported),)
+# On a CPU Triton has only its interpreter, for tests; on a GPU plain torch is slower than dense attention. Either can
+# be asked for by name.
+_BACKENDS = (
+    Backend("triton", _triton_unsupported, fast_on=lambda device: device.type == "cuda"),
+    Backend("torch", _torch_unsupported, fast_on=lambda device: device.type != "cuda"),
+)
 
-# Names a user may ask for; the kernels of those not in _BACKENDS are not part of this version.
+# Names a user may ask for; the prebuilt CUDA kernels are not part of this version.
 NAMES = ("cuda", "triton", "torch")
 
 _retired: dict[str, str] = {}
+_tested: set[tuple[str, Call]] = set()
 _lock = threading.Lock()
+
+
+def implementation(package: str, backend: str) -> ModuleType:
+    """The module of an operation (its package name) that implements `backend`; imported at first use."""
+    if backend not in NAMES:
+        raise ValueError(f"backend: {backend!r} is not accepted; it takes {', '.join(NAMES)}")
+    return importlib.import_module(".reference" if backend == "torch" else f".{backend}", package)
 
 
 def check_name(requested: str) -> None:
@@ -61,19 +110,47 @@ def check_name(requested: str) -> None:
 
 def choose(requested: str, call: Call) -> str | Refusal:
     """The name of the backend for `call`: the one `requested`, or for "auto" the fastest that supports it."""
-    refusal = Refusal(Reason.NO_BACKEND, f"{requested}: not part of this version")
-    for backend in _BACKENDS:
-        if requested not in ("auto", backend.name):
-            continue
-        error = _retired.get(backend.name)
-        if error is not None:
-            refusal = Refusal(Reason.KERNEL_FAILED, f"{backend.name}: retired after {error}")
-            continue
-        refused = backend.unsupported(call)
+    if requested == "auto":
+        requested = os.environ.get("SVG2_BACKEND", "auto")
+        if requested not in ("auto", *NAMES):
+            return Refusal(Reason.NO_BACKEND, f"SVG2_BACKEND is {requested!r}; it takes auto, {', '.join(NAMES)}")
+    candidates = [b for b in _BACKENDS if b.name == requested or (requested == "auto" and b.fast_on(call.device))]
+    if not candidates:
+        return Refusal(Reason.NO_BACKEND, f"{requested}: not part of this version")
+    refusals = []
+    for backend in candidates:
+        refused = _refusal(backend, call)
         if refused is None:
             return backend.name
-        refusal = refused
-    return refusal
+        refusals.append(refused)
+    return refusals[0]  # the fastest backend's is the one worth acting on
+
+
+def _refusal(backend: Backend, call: Call) -> Refusal | None:
+    refused = backend.unsupported(call)
+    if refused is None and backend.name not in ("torch", *_retired) and (backend.name, call) not in _tested:
+        refused = _self_test(backend.name, call)
+    if refused is None and backend.name in _retired:
+        refused = Refusal(Reason.KERNEL_FAILED, f"{backend.name}: retired after {_retired[backend.name]}")
+    return refused
+
+
+def _self_test(name: str, call: Call) -> Refusal | None:
+    """Run a tiny case before a backend first serves a real call; a wrong result or an error retires it.
+
+    Only a shortage of memory says nothing about the backend: it is tested again at its next call.
+    """
+    from .self_test import self_test
+
+    try:
+        self_test(name, call.device, call.dtype, call.head_dim)
+    except torch.OutOfMemoryError as error:
+        return Refusal(Reason.OUT_OF_MEMORY, f"{name}: {error}")
+    except Exception as error:
+        retire(name, error)
+    with _lock:
+        _tested.add((name, call))
+    return None
 
 
 def retire(name: str, error: BaseException) -> None:
@@ -86,3 +163,4 @@ def reinstate(name: str) -> None:
     """Undo `retire` (for tests and for the Doctor's retry)."""
     with _lock:
         _retired.pop(name, None)
+        _tested.difference_update({entry for entry in _tested if entry[0] == name})

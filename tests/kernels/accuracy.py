@@ -20,5 +20,7 @@ def assert_as_good_as_torch(result, q, keys, values, bias, scale):
     torchs = F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), bias.to(q.dtype), scale=scale)
     floor = torch.finfo(q.dtype).eps / 2
     assert result.dtype == q.dtype and result.shape == truth.shape
-    for name, ours, theirs in zip(("relative L2", "largest"), errors(result, truth), errors(torchs, truth), strict=True):
+    for name, ours, theirs in zip(
+        ("relative L2", "largest"), errors(result, truth), errors(torchs, truth), strict=True
+    ):
         assert ours <= 2 * theirs + floor, f"{name} error {ours:.2e}, torch's own attention has {theirs:.2e}"

@@ -77,7 +77,8 @@ def inertia(x, labels, centroids):
 def top_p(q_centroids, k_centroids, sizes, p, least, scale):
     """The map of one head, row by row: `selected` bool `[Cq, Ck]` and `margin` `[Cq]`.
 
-    margin: how far (in mass) a row's outcome is from another one; where it is tiny, rounding may rightly decide.
+    margin: how far a row's outcome is from another one, in mass for the threshold and in score for the ranking. Where it
+    is tiny, rounding may rightly decide.
     """
     selected = torch.zeros(len(q_centroids), len(k_centroids), dtype=torch.bool)
     margin = torch.zeros(len(q_centroids))
@@ -90,11 +91,11 @@ def top_p(q_centroids, k_centroids, sizes, p, least, scale):
         for rank, (j, mass) in enumerate(zip(heaviest_first, masses, strict=True)):
             if rank >= max(least, 1) and taken >= p:
                 # The first one left out: a swap with the last one taken would be another outcome too.
-                distance.append(masses[rank - 1] - mass)
+                distance.append(logits[heaviest_first[rank - 1]] - logits[j])
                 break
             if rank >= least:
                 distance.append(abs(taken - p))
             selected[i, j] = True
             taken += mass
-        margin[i] = min(distance + [abs(taken - p)])
+        margin[i] = min([*distance, abs(taken - p)])
     return selected, margin

@@ -14,7 +14,7 @@ def ragged_labels(g: torch.Generator, b: int, h: int, n: int, clusters: int) -> 
     labels = torch.empty(b, h, n, dtype=torch.int64)
     for i in range(b):
         for j in range(h):
-            huge, single, empty, *rest = torch.randperm(clusters, generator=g).tolist()
+            huge, single, _empty, *rest = torch.randperm(clusters, generator=g).tolist()
             rest = torch.tensor(rest)
             row = rest[torch.randint(len(rest), (n,), generator=g)]
             row[torch.rand(n, generator=g) < 0.5] = huge

@@ -1,5 +1,7 @@
 """kmeans judged by what a partition must be: self-consistent, no worse than fp64, and a row's own business."""
 
+from itertools import pairwise
+
 import brute_force
 import cases
 import pytest
@@ -65,9 +67,9 @@ def test_contract(backend, dtype, device, memory):
         order, offsets = order.tolist(), offsets.tolist()
         assert sorted(order) == list(range(n))
         assert offsets[0] == 0 and offsets[-1] == n and offsets == sorted(offsets)
-        for start, stop in zip(offsets, offsets[1:], strict=False):
+        for start, stop in pairwise(offsets):
             assert order[start:stop] == sorted(order[start:stop])
-        assert sizes.tolist() == [stop - start for start, stop in zip(offsets, offsets[1:], strict=False)]
+        assert sizes.tolist() == [stop - start for start, stop in pairwise(offsets)]
 
 
 @pytest.mark.parametrize("memory", MEMORY)
@@ -97,8 +99,19 @@ def test_head_dims(backend, device, d):
 
 
 @pytest.mark.parametrize("offset", [0.0, 16.0, 256.0])
+def test_assignment_far_from_the_origin(backend, dtype, device, offset):
+    """Tokens share an offset (some channels of real keys do): the cancelling products must not blur who is nearest."""
+    x = blobs(4, 1, 1, 700, 64, device, dtype, offset=offset)
+    init = (x[:, :, :690:23].float() + x[:, :, 1:690:23].float()) / 2
+    labels = cases.labels_of(kmeans(x, 30, iterations=1, init=init, backend=backend))[0, 0]
+    distances = brute_force.squared_distances(x[0, 0], init[0, 0])
+    own, best = distances.gather(1, labels[:, None]).sum(), distances.min(1).values.sum()
+    assert own <= 1.002 * best
+
+
+@pytest.mark.parametrize("offset", [0.0, 16.0])
 def test_no_worse_than_fp64(backend, dtype, device, offset):
-    """From the same seeds, the inertia a plain fp64 k-means reaches; also far from the origin, where products cancel."""
+    """From the same seeds, the inertia a plain fp64 k-means reaches."""
     x = blobs(4, 1, 2, 700, 64, device, dtype, offset=offset)
     init = x[:, :, :690:23].float()
     clusters = kmeans(x, 30, iterations=5, init=init, backend=backend)
@@ -106,7 +119,7 @@ def test_no_worse_than_fp64(backend, dtype, device, offset):
     for j in range(2):
         ours = brute_force.inertia(x[0, j], labels[0, j], clusters.centroids[0, j])
         truth = brute_force.inertia(x[0, j], *brute_force.lloyd(x[0, j], init[0, j], 5))
-        assert ours <= 1.03 * truth
+        assert ours <= 1.01 * truth
 
 
 def test_inertia_falls_with_iterations(backend, dtype, device):
@@ -117,7 +130,7 @@ def test_inertia_falls_with_iterations(backend, dtype, device):
         inertias.append(brute_force.inertia(x[0, 0], cases.labels_of(clusters)[0, 0], clusters.centroids[0, 0]))
     # Assignment in half precision may undo a rounding's worth.
     slack = 1 + (1e-6 if dtype == torch.float32 else 1e-3)
-    assert all(later <= earlier * slack for earlier, later in zip(inertias, inertias[1:], strict=False))
+    assert all(later <= earlier * slack for earlier, later in pairwise(inertias))
     assert inertias[-1] < 0.97 * inertias[0]
 
 
@@ -148,7 +161,8 @@ def test_as_many_clusters_as_tokens(backend, dtype, device, n):
     x = blobs(8, 1, 2, n, 64, device, dtype)
     clusters = kmeans(x, n, iterations=2, backend=backend)
     assert (clusters.sizes == 1).all()
-    assert torch.equal(clusters.centroids.gather(2, cases.labels_of(clusters)[..., None].expand(1, 2, n, 64)), x.float())
+    of_each_token = cases.labels_of(clusters)[..., None].expand(1, 2, n, 64)
+    assert torch.equal(clusters.centroids.gather(2, of_each_token), x.float())
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -300.0])

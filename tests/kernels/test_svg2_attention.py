@@ -148,7 +148,9 @@ def test_heads_at_a_time_changes_nothing(backend, dtype, device, heads_at_a_time
     assert same(whole, parts)
     assert parts.density.item() == pytest.approx(whole.density.item(), rel=1e-6)
     warm = svg2_attention(q, k, v, layout, CONFIG, whole.centroids, backend=backend)
-    warm_parts = svg2_attention(q, k, v, layout, CONFIG, whole.centroids, backend=backend, heads_at_a_time=heads_at_a_time)
+    warm_parts = svg2_attention(
+        q, k, v, layout, CONFIG, whole.centroids, backend=backend, heads_at_a_time=heads_at_a_time
+    )
     assert same(warm, warm_parts) and not same(warm, whole)
 
 
@@ -172,6 +174,18 @@ def test_rows_are_their_own_business(backend, dtype, device):
         assert together.density.item() == pytest.approx(mean, rel=1e-6)
 
 
+def test_rows_are_their_own_business_with_threads(backend, device):
+    """Large enough for torch to share the products out among threads."""
+    torch.set_num_threads(2)
+    q, k, v = random_qkv(16, device, n=1500)
+    config = replace(CONFIG, q_clusters=3, k_clusters=40, kmeans_init_iters=2)
+    together = svg2_attention(q, k, v, Layout(0, 1500), config, backend=backend)
+    for i in range(2):
+        row = slice(i, i + 1)
+        alone = svg2_attention(q[row], k[row], v[row], Layout(0, 1500), config, backend=backend)
+        assert torch.equal(alone.out[0], together.out[i])
+
+
 def test_centroids_carry_over_through_the_cache(backend, device):
     """A cold call runs kmeans_init_iters rounds; the next one kmeans_iters rounds from what the cache gives back."""
     q, k, v = random_qkv(12, device, b=1)
@@ -192,7 +206,7 @@ def test_centroids_carry_over_through_the_cache(backend, device):
 @pytest.mark.parametrize("change", [{"q_clusters": 8}, {"k_clusters": 20}, {"q_clusters": 8, "k_clusters": 20}])
 def test_centroids_of_another_shape_are_a_cold_start(backend, device, change):
     """Only the side that does not fit starts cold."""
-    q, k, v = random_qkv(13, device, b=1)
+    q, k, v = torch.randn(3, 1, 3, 210, 64, generator=cases.generator(13)).to(device)  # no clusters to converge to
     past = svg2_attention(q, k, v, Layout(0, 210), replace(CONFIG, **change), backend=backend).centroids
     result = svg2_attention(q, k, v, Layout(0, 210), CONFIG, past, backend=backend)
     cold = svg2_attention(q, k, v, Layout(0, 210), CONFIG, backend=backend)

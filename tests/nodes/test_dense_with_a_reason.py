@@ -130,9 +130,8 @@ def test_out_of_memory_with_one_head_is_dense(wan, svg2, dense_sample, monkeypat
     assert registry.choose("auto", registry.Call(torch.device("cpu"), torch.float32, 128)) == "torch", "not retired"
 
 
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_a_backend_that_is_not_there(wan, svg2, dense_sample, backend):
-    patched, stats = svg2(wan, backend=backend)
+def test_a_backend_that_is_not_there(wan, svg2, dense_sample):
+    patched, stats = svg2(wan, backend="cuda")
     assert torch.equal(sample(patched), dense_sample)
     assert stats.latest().dense_calls["no_backend"] == 6
 

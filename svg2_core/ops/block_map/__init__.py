@@ -4,10 +4,8 @@ import math
 
 import torch
 
+from .. import registry
 from ..kmeans import Clusters
-from . import reference
-
-_BACKENDS = {"torch": reference}
 
 
 def block_map(
@@ -36,6 +34,6 @@ def block_map(
         raise ValueError(f"block_map: min_k_ratio must be from 0 to 1, got {min_k_ratio}")
     # Less a rounding error: 0.07 of 100 clusters are 7, not 8.
     least = math.ceil(min_k_ratio * k_clusters.centroids.shape[2] - 1e-6)
-    return _BACKENDS[backend].block_map(
+    return registry.implementation(__name__, backend).block_map(
         q_clusters.centroids, k_clusters.centroids, k_clusters.sizes, top_p, least, scale
     )

@@ -21,7 +21,9 @@ def block_map(
         for j in range(h):
             # log(0) = -inf gives an empty cluster no mass.
             logits = scale * (q_centroids[i, j] @ k_centroids[i, j].T) + k_sizes[i, j].float().log()
-            mass, rank = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+            # Ranked by score, not by mass: masses that underflow to zero would tie with empty clusters.
+            logits, rank = logits.sort(dim=-1, descending=True, stable=True)
+            mass = logits.softmax(-1)
             before = mass.cumsum(-1) - mass  # mass already gathered when a cluster's turn comes
             keep = before < top_p
             keep[:, :least] = True

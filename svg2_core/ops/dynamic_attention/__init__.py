@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 
 from ...layout import Layout
+from .. import registry
 from ..kmeans import Clusters
-from . import reference
 
 
 class Tail(NamedTuple):
@@ -18,9 +18,6 @@ class Tail(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
     biases: torch.Tensor
-
-
-_BACKENDS = {"torch": reference}
 
 
 def dynamic_attention(
@@ -52,6 +49,8 @@ def dynamic_attention(
     if k.shape != q.shape or v.shape != q.shape:
         raise ValueError(f"dynamic_attention: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
     layout.check(n)
+    if layout.text_bias is not None and layout.text_bias.shape[0] != b:
+        raise ValueError(f"dynamic_attention: layout.text_bias has {layout.text_bias.shape[0]} rows, the call has {b}")
     for name, clusters in (("q_clusters", q_clusters), ("k_clusters", k_clusters)):
         if clusters.order.shape != (b, h, layout.video_len):
             raise ValueError(
@@ -64,7 +63,7 @@ def dynamic_attention(
         out = torch.empty_like(q)
     elif out.shape != q.shape or out.dtype != q.dtype:
         raise ValueError(f"dynamic_attention: out must be {q.dtype} {list(q.shape)}, got {out.dtype} {list(out.shape)}")
-    _BACKENDS[backend].dynamic_attention(
+    registry.implementation(__name__, backend).dynamic_attention(
         q, k, v, out, q_clusters, k_clusters, block_map, layout=layout, scale=scale, tail=tail
     )
     return out

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import reference
+from .. import registry
 from .cold_start import cold_start
 
 
@@ -24,9 +24,6 @@ class Clusters(NamedTuple):
     def sizes(self) -> torch.Tensor:
         """Tokens per cluster, int32 `[B, H, C]`."""
         return self.offsets.diff(dim=-1)
-
-
-_BACKENDS = {"torch": reference}
 
 
 def kmeans(
@@ -61,10 +58,9 @@ def kmeans(
         raise ValueError(f"kmeans: iterations must be at least 1, got {iterations}")
     if init is not None and init.shape != (b, h, n_clusters, d):
         raise ValueError(f"kmeans: init must be {[b, h, n_clusters, d]}, got {list(init.shape)}")
-    implementation = _BACKENDS[backend]
     if init is None:
         init = cold_start(x, n_clusters, seed=seed, role=role, first_head=first_head)
-    return Clusters(*implementation.lloyd(x, init, iterations))
+    return Clusters(*registry.implementation(__name__, backend).lloyd(x, init, iterations))
 
 
 def cluster_means(values: torch.Tensor, clusters: Clusters, *, backend: str = "torch") -> torch.Tensor:
@@ -74,4 +70,4 @@ def cluster_means(values: torch.Tensor, clusters: Clusters, *, backend: str = "t
     """
     if values.shape[:3] != clusters.order.shape:
         raise ValueError(f"cluster_means: values {list(values.shape)} do not fit clusters of {list(clusters.order.shape)}")
-    return _BACKENDS[backend].cluster_means(values, clusters.order, clusters.offsets)
+    return registry.implementation(__name__, backend).cluster_means(values, clusters.order, clusters.offsets)

@@ -17,7 +17,7 @@ def seed_tokens(
     stretch = torch.arange(n_clusters + 1, device=device) * n // n_clusters
     key = stretch[:-1]
     for salt in (seed, role, torch.arange(first_head, first_head + heads, device=device)[:, None], n, n_clusters):
-        key = _mix((key + salt * 0x9E3779B9) & 0xFFFFFFFF)
+        key = _mix(key + (salt * 0x9E3779B9 & 0xFFFFFFFF) & 0xFFFFFFFF)
     return stretch[:-1] + key % stretch.diff()
 
 

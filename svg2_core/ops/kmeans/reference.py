@@ -36,9 +36,13 @@ def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tens
 
 def _assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Nearest centroid of each token of `x` `[N, D]`, int64 `[N]`; ties go to the lower cluster."""
-    centroids = centroids.to(x.dtype).float()  # the precision in which a kernel's tensor cores would see them
-    norms = centroids.square().sum(-1)
-    return torch.cat([(norms - 2 * (part.float() @ centroids.T)).argmin(-1) for part in x.split(_CHUNK)])
+    # With c = m + e: |x - c|^2 = |x - m|^2 + (|e|^2 + 2 m.e) - 2 x.e. Seen from their middle m, centroids that share a large
+    # offset neither lose their differences to the input's precision nor cancel in the products.
+    middle = centroids.mean(0)
+    limit = torch.finfo(x.dtype).max
+    away = (centroids - middle).clamp(-limit, limit).to(x.dtype).float()  # the precision of a kernel's tensor cores
+    bias = (away * (away + 2 * middle)).sum(-1)
+    return torch.cat([(bias - 2 * (part.float() @ away.T)).argmin(-1) for part in x.split(_CHUNK)])
 
 
 def _group(labels: torch.Tensor, n_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +53,7 @@ def _group(labels: torch.Tensor, n_clusters: int) -> tuple[torch.Tensor, torch.T
 
 
 def _means(x: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor, when_empty: torch.Tensor) -> torch.Tensor:
-    """Mean of each group's rows of `x` `[N, D]`, summed in token order in fp32."""
+    """Mean of each group's rows of `x` `[N, D]`, fp32; summed in fp64: one by one in fp32, roundings add up to 7e-4."""
     sizes = offsets.diff()
-    sums = torch.segment_reduce(x[order.long()].float(), "sum", lengths=sizes.long(), axis=0, unsafe=True, initial=0)
-    return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), when_empty)
+    sums = torch.segment_reduce(x[order.long()].double(), "sum", lengths=sizes.long(), axis=0, unsafe=True, initial=0)
+    return torch.where(sizes[:, None] > 0, (sums / sizes[:, None].clamp(min=1)).float(), when_empty)

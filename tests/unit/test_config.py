@@ -1,0 +1,80 @@
+"""SVG2Config: every wrong value is refused by name; cluster counts follow the number of tokens."""
+
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+from svg2_pack.svg2_core.config import SVG2Config
+
+WRONG = {
+    "top_p": [0, -0.1, 1.01, math.nan, math.inf],
+    "min_k_ratio": [-0.1, 1.1, math.nan],
+    "q_clusters": [0, -1],
+    "k_clusters": [0, -1],
+    "q_clusters_per_sqrt_token": [0, -1.0, math.nan],
+    "tokens_per_k_cluster": [0, -1.0, math.nan],
+    "max_k_clusters": [0, -5],
+    "kmeans_init_iters": [0, -1],
+    "kmeans_iters": [0, -1],
+    "compensation": ["", "on", "auto", None],
+    "warmup_steps": [-1, -100],
+    "warmup_fraction": [-0.1, 1.1, math.nan],
+    "end_percent": [-0.1, 1.1, math.nan],
+    "dense_blocks": ["3-x", "auto", ","],
+    "min_tokens": [-1],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_values_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}\b") as error:
+        SVG2Config(**{name: value})
+    part = value if isinstance(value, str) else repr(value)
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["q_clusters", "k_clusters", "max_k_clusters", "kmeans_init_iters", "kmeans_iters", "warmup_steps"]
+)
+def test_counts_are_whole_numbers(name):
+    with pytest.raises(ValueError, match=rf"^{name}\b"):
+        SVG2Config(**{name: 2.5})
+
+
+def test_limits_are_accepted():
+    SVG2Config(top_p=1.0, min_k_ratio=0.0, q_clusters=1, k_clusters=1, kmeans_init_iters=1, kmeans_iters=1,
+               warmup_steps=0, warmup_fraction=0.0, end_percent=0.0, dense_blocks="", min_tokens=0)  # fmt: skip
+    SVG2Config(top_p=1e-6, min_k_ratio=1.0, warmup_fraction=1.0, end_percent=1.0, warmup_steps=10**6)
+
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError):
+        SVG2Config().top_p = 0.5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "q", "k"),
+    [
+        (75600, 300, 1000),  # the published counts at 720p
+        (32760, 197, 1000),  # 480p: published 200, a square root through 720p's 300 gives 197
+        (3276, 62, 100),
+        (1, 1, 1),
+        (2, 2, 1),
+    ],
+)
+def test_auto_counts(tokens, q, k):
+    assert SVG2Config().cluster_counts(tokens) == (q, k)
+
+
+@pytest.mark.parametrize("per_token", [0.01, 0.5, 1.0, 30.0])
+def test_auto_counts_fit_the_tokens(per_token):
+    """Whatever the rates, an auto count is one that k-means can serve."""
+    config = SVG2Config(q_clusters_per_sqrt_token=7.0, tokens_per_k_cluster=per_token, max_k_clusters=10**6)
+    for tokens in range(1, 300):
+        q, k = config.cluster_counts(tokens)
+        assert 1 <= q <= tokens and 1 <= k <= tokens
+
+
+def test_fixed_counts_are_kept():
+    assert SVG2Config(q_clusters=77, k_clusters=5000).cluster_counts(100) == (77, 5000)
+    assert SVG2Config(k_clusters=7).cluster_counts(75600) == (300, 7)

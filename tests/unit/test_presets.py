@@ -1,0 +1,48 @@
+"""Presets: published numbers where they are published, an order of quality, no knob left out."""
+
+from itertools import pairwise
+
+import pytest
+from svg2_pack.svg2_core.presets import FAMILIES, PRESETS, preset_config
+
+
+def test_names_of_the_contract():
+    assert PRESETS == ("auto", "quality", "balanced", "turbo", "paper")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_is_balanced(family):
+    assert preset_config("auto", family) == preset_config("balanced", family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_paper_holds_the_published_settings(family):
+    config = preset_config("paper", family)
+    assert (config.top_p, config.min_k_ratio, config.kmeans_init_iters, config.kmeans_iters) == (0.9, 0.1, 50, 2)
+    assert (config.dense_blocks, config.compensation, config.end_percent) == ("0", "off", 1.0)
+    assert config.cluster_counts(75600) == (300, 1000)
+    q, k = config.cluster_counts(32760)
+    assert abs(q - 200) <= 4 and k == 1000
+
+
+def test_paper_warmups():
+    assert preset_config("paper", "wan_t2v").warmup_fraction == pytest.approx(10 / 50)
+    assert preset_config("paper", "wan_i2v").warmup_fraction == pytest.approx(14 / 40)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_presets_go_from_exact_to_fast(family):
+    """From quality to turbo nothing gets more exact, and top_p falls; all compensate."""
+    configs = [preset_config(name, family) for name in ("quality", "balanced", "turbo")]
+    for better, faster in pairwise(configs):
+        assert better.top_p > faster.top_p
+        assert better.min_k_ratio >= faster.min_k_ratio
+        assert better.warmup_fraction >= faster.warmup_fraction
+    assert all(config.compensation == "centroid" for config in configs)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"preset.*'fastest'.*turbo"):
+        preset_config("fastest", "wan_t2v")
+    with pytest.raises(ValueError, match=r"family.*'sdxl'.*wan_t2v"):
+        preset_config("auto", "sdxl")

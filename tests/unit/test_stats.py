@@ -1,0 +1,131 @@
+"""RunStats adds up what ran; StatsHandle keeps the last few reports."""
+
+import json
+import time
+
+import pytest
+import torch
+from svg2_pack.svg2_core.reasons import Reason
+from svg2_pack.svg2_core.stats import RunStats, StatsHandle
+
+CPU = torch.device("cpu")
+
+
+def density(value):
+    return torch.tensor(value)
+
+
+def two_step_run() -> RunStats:
+    """Step 0 dense; step 1 sparse in blocks 1 and 2 (block 2 twice: cond and uncond), block 0 dense throughout."""
+    stats = RunStats()
+    for step, sigma in ((0, 1.0), (1, 0.5), (1, 0.5)):
+        watch = stats.model_call(step, sigma, CPU)
+        time.sleep(0.01)
+        watch.stop()
+    for block in "012":
+        stats.dense_call(Reason.WARMUP, block)
+    stats.dense_call(Reason.DENSE_BLOCK, "0")
+    stats.sparse_call(1, "1", 1000, density(0.2), "torch")
+    stats.sparse_call(1, "2", 1200, density(0.3), "torch")
+    stats.sparse_call(1, "2", 1200, density(0.7), "torch")
+    for _ in range(5):
+        stats.dense_call(Reason.NOT_VIDEO_SELF_ATTENTION)
+    stats.dense_call(Reason.NO_RUN)
+    return stats
+
+
+def test_report():
+    report = two_step_run().report(completed=True)
+    assert report.completed and report.backend == "torch" and report.tokens == 1200
+    assert report.density == pytest.approx(0.4)  # of the three sparse calls
+    assert report.sparse_calls == 3
+    assert report.sparse_share == pytest.approx(3 / 7)  # cross-attention and calls outside a run are no candidates
+    assert report.dense_calls == {"warmup": 3, "dense_block": 1}
+    assert report.block_labels == ["0", "1", "2"]
+    assert report.density_by_block_and_step[0] == [None, None]
+    assert report.density_by_block_and_step[1] == [None, pytest.approx(0.2)]
+    assert report.density_by_block_and_step[2] == [None, pytest.approx(0.5)]
+    assert [step.index for step in report.steps] == [0, 1]
+    assert [step.sigma for step in report.steps] == [1.0, 0.5]
+    assert [step.sparse for step in report.steps] == [False, True]
+    assert report.steps[0].density is None and report.steps[1].density == pytest.approx(0.4)
+
+
+def test_times_add_up_per_step():
+    report = two_step_run().report(completed=True)
+    assert 0.01 <= report.steps[0].seconds < 0.02 + report.seconds
+    assert report.steps[1].seconds >= 0.02
+    assert sum(step.seconds for step in report.steps) <= report.seconds
+
+
+def test_report_is_json():
+    as_dict = two_step_run().report(completed=False).to_dict()
+    again = json.loads(json.dumps(as_dict, allow_nan=False))
+    assert again == as_dict
+    assert again["completed"] is False and again["dense_calls"]["warmup"] == 3 and len(again["steps"]) == 2
+
+
+def test_an_empty_run():
+    """Interrupted before its first step."""
+    report = RunStats().report(completed=False)
+    assert report.density is None and report.sparse_share == 0 and report.sparse_calls == 0
+    assert report.steps == [] and report.block_labels == [] and report.dense_calls == {}
+    json.dumps(report.to_dict(), allow_nan=False)
+    assert "every call ran dense" in report.summary
+
+
+def test_summary_line():
+    summary = two_step_run().report(completed=True).summary
+    assert "\n" not in summary
+    for part in ("1,200 tokens", "40.0%", "torch", "43% of calls sparse", "1 of 2 steps", "warmup 3", "dense_block 1"):
+        assert part in summary, part
+    assert "not_video" not in summary
+
+
+def test_summary_of_a_dense_run():
+    stats = RunStats()
+    stats.model_call(0, 1.0, CPU).stop()
+    stats.dense_call(Reason.SHORT_SEQUENCE, "0", "320 < 8,192 tokens")
+    summary = stats.report(completed=True).summary
+    assert "every call ran dense" in summary and "short_sequence 1" in summary
+
+
+def test_first_of_a_reason():
+    stats = RunStats()
+    assert stats.dense_call(Reason.SHORT_SEQUENCE, "0", "5 tokens")
+    assert not stats.dense_call(Reason.SHORT_SEQUENCE, "1", "5 tokens")
+    assert stats.dense_call(Reason.WARMUP)
+
+
+def test_notices_are_what_the_user_should_know():
+    """With their detail, once each; what the settings ask for is no notice."""
+    stats = RunStats()
+    for reason in Reason:
+        stats.dense_call(reason, detail="because")
+        stats.dense_call(reason, detail="again")
+    notices = stats.report(completed=True).notices
+    assert len(notices) == sum(not reason.expected for reason in Reason)
+    assert any(Reason.KERNEL_FAILED.sentence in n and "because" in n for n in notices)
+    assert not any(Reason.WARMUP.sentence in n or "again" in n for n in notices)
+
+
+def test_counting_does_not_touch_the_density():
+    """A density stays where it is until the report: reading it would wait for the device."""
+    stats = RunStats()
+    value = density(0.25)
+    stats.sparse_call(0, "0", 10, value, "torch")
+    value.fill_(0.75)
+    assert stats.report(completed=True).density == 0.75
+
+
+def test_the_handle_keeps_the_last_four():
+    handle = StatsHandle()
+    assert handle.latest() is None and handle.reports() == []
+    reports = [RunStats().report(completed=True) for _ in range(6)]
+    for report in reports:
+        handle.add(report)
+    assert handle.latest() is reports[-1]
+    kept = handle.reports()
+    assert len(kept) == 4 and all(a is b for a, b in zip(kept, reports[2:], strict=True))
+    kept.clear()
+    assert len(handle.reports()) == 4
