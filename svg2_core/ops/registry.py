@@ -45,17 +45,20 @@ class Backend:
 
 
 def _triton_unsupported(call: Call) -> Refusal | None:
+    dtypes = (torch.float16, torch.bfloat16)
     if call.device.type == "cuda":
         capability = torch.cuda.get_device_capability(call.device)
         if capability < (8, 0):
             return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs a GPU of compute capability 8.0, this one has {capability[0]}.{capability[1]}")
     elif os.environ.get("TRITON_INTERPRET") != "1":
         return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs an NVIDIA GPU, not {call.device.type}")
+    else:
+        dtypes += (torch.float32,)  # without tensor cores fp32 is slower than dense attention; the interpreter tests in it
     missing = _triton_missing()
     if missing:
         return Refusal(Reason.NO_BACKEND, f"triton: {missing}")
-    if call.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return Refusal(Reason.UNSUPPORTED_DTYPE, f"triton: {call.dtype} is not float16, bfloat16 or float32")
+    if call.dtype not in dtypes:
+        return Refusal(Reason.UNSUPPORTED_DTYPE, f"triton: {call.dtype} is not float16 or bfloat16")
     if call.head_dim > 128:
         return Refusal(Reason.UNSUPPORTED_HEAD_DIM, f"triton: head dimension {call.head_dim} is more than 128")
     return None

@@ -65,9 +65,9 @@ def block_map(q_centroids, k_centroids, k_sizes, top_p: float, least: int, scale
         return (k_sizes > 0)[:, :, None, :].expand(b, h, c_q, c_k).contiguous()
     scores = torch.empty(b, h, c_q, c_k, dtype=torch.float32, device=q_centroids.device)
     selected = torch.empty(b, h, c_q, c_k, dtype=torch.bool, device=q_centroids.device)
-    scores_kernel[triton.cdiv(c_q, 64), triton.cdiv(c_k, 64), b * h](
+    scores_kernel[triton.cdiv(c_q, 32), triton.cdiv(c_k, 32), b * h](
         q_centroids.contiguous(), k_centroids.contiguous(), k_sizes.contiguous(), scores, scale, c_q, c_k,
-        D=d, BLOCK_Q=64, BLOCK_K=64, BLOCK_D=16, num_warps=4, num_stages=2,
+        D=d, BLOCK_Q=32, BLOCK_K=32, BLOCK_D=16, num_warps=4, num_stages=2,
     )  # fmt: skip
     select_kernel[c_q, b * h](
         scores, selected.view(torch.int8), top_p, least, c_q, c_k, BLOCK_K=max(16, triton.next_power_of_2(c_k)), num_warps=4

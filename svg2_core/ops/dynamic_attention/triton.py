@@ -12,10 +12,7 @@ import triton
 import triton.language as tl
 
 from ..triton_common import INTERPRETED, dot
-
-# Keys per tile. Query tiles come in two heights: the last rows of a cluster take the lower one if they fit.
-_BLOCK_N = 64
-_HIGH, _LOW = 128, 64
+from .configs import config_for_device
 
 
 @triton.jit
@@ -112,10 +109,11 @@ def attention_kernel(
     for t in range(0, tl.cdiv(keys, BLOCK_N)):
         slots = t * BLOCK_N + slot
         first = tl.load(first_rank + at * tiles + t)
-        ranks = first + slot
-        cluster_end = tl.load(ends + at * c_k + ranks, mask=ranks < selected, other=2147483647)
-        ended = (cluster_end[None, :] <= slots[:, None]).to(tl.int32)
-        mine = first + tl.sum(ended, axis=1)
+        mine = tl.zeros((BLOCK_N,), tl.int32) + first
+        for part in tl.static_range(0, BLOCK_N, 16):  # in parts, for a [BLOCK_N, BLOCK_N] comparison fills the registers
+            ranks = first + part + tl.arange(0, 16)
+            cluster_end = tl.load(ends + at * c_k + ranks, mask=ranks < selected, other=2147483647)
+            mine += tl.sum((cluster_end[None, :] <= slots[:, None]).to(tl.int32), axis=1)
         there = slots < keys
         shift = tl.load(shifts + at * c_k + mine, mask=there, other=0)
         key = tl.load(k_order + row * n_video + slots + shift, mask=there, other=0).to(tl.int64) + video_start
@@ -158,7 +156,8 @@ def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout
     """See `dynamic_attention` in `__init__.py`."""
     b, h, n, d = q.shape
     rows, c_q, c_k = b * h, block_map.shape[2], block_map.shape[3]
-    tiles = triton.cdiv(layout.video_len, _BLOCK_N)
+    config = config_for_device(q.device)
+    tiles = triton.cdiv(layout.video_len, config.keys)
 
     def empty(*shape):
         return torch.empty(rows, c_q, *shape, dtype=torch.int32, device=q.device)
@@ -167,31 +166,32 @@ def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout
     n_selected, n_filled, n_keys = empty(), empty(), empty()
     plan_kernel[c_q, rows](
         block_map.view(torch.int8), k_clusters.offsets, ids, ends, shifts, first_rank, n_selected, n_filled, n_keys,
-        c_q, c_k, tiles, BLOCK_K=max(16, triton.next_power_of_2(c_k)), BLOCK_N=_BLOCK_N,
+        c_q, c_k, tiles, BLOCK_K=max(16, triton.next_power_of_2(c_k)), BLOCK_N=config.keys,
     )  # fmt: skip
 
     n_text = n - layout.video_len
     bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
     if tail is not None:  # virtual keys and values in the inputs' precision, as all other keys and values are
         tail = tail._replace(keys=tail.keys.to(q.dtype).contiguous(), values=tail.values.to(q.dtype).contiguous())
-    rest = q_clusters.sizes % _HIGH
-    low = (rest > 0) & (rest <= _LOW)
-    high_tiles = q_clusters.sizes // _HIGH + (rest > _LOW)
+    # Whole tiles of a cluster are high; what is left of it takes a low tile if it fits.
+    high, low = config.high, config.low
+    rest = q_clusters.sizes % high.rows
+    fits_low = (rest > 0) & (rest <= low.rows)
     launches = (
-        (_HIGH, high_tiles, triton.cdiv(layout.video_len, _HIGH) + c_q, False),
-        (_LOW, low, c_q, True),
+        (high, q_clusters.sizes // high.rows + (rest > low.rows), triton.cdiv(layout.video_len, high.rows) + c_q, False),
+        (low, fits_low, c_q, True),
     )
-    for block_m, counts, most, is_rest in launches:
+    for tile, counts, most, is_rest in launches:
         attention_kernel[most, rows](
             q, k, v, out, q_clusters.order, q_clusters.offsets, counts.cumsum(-1, dtype=torch.int32), k_clusters.order,
             ids, ends, shifts, first_rank, n_selected, n_filled, n_keys,
             q if bias is None else bias, *((q, q, q) if tail is None else tail),
             scale * 1.4426950408889634, h, layout.video_len, layout.video_start, n_text, c_q, c_k, tiles,
             *q.stride(), *k.stride(), *v.stride(), *out.stride(),
-            D=d, BLOCK_M=block_m, BLOCK_N=_BLOCK_N, BLOCK_D=max(16, triton.next_power_of_2(d)),
-            BLOCK_C=max(16, triton.next_power_of_2(c_q)), REST=is_rest, FULL=_HIGH,
+            D=d, BLOCK_M=tile.rows, BLOCK_N=config.keys, BLOCK_D=max(16, triton.next_power_of_2(d)),
+            BLOCK_C=max(16, triton.next_power_of_2(c_q)), REST=is_rest, FULL=high.rows,
             HAS_TEXT=n_text > 0, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, UPCAST=INTERPRETED,
-            num_warps=8 if block_m == 128 else 4, num_stages=2,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     if n_text:
         _text_queries(q, k, v, out, layout, scale, bias)
