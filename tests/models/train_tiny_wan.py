@@ -29,6 +29,7 @@ FRAME_STRIDE = 3  # of 25 fps video: 13 frames show 1.5 s
 # (latent frames, height, width, weight); all near 3,000 tokens of 2x2 latent pixels.
 SIZES = [(13, 24, 40, 0.85), (9, 30, 52, 0.05), (5, 40, 64, 0.05), (17, 20, 36, 0.05)]
 SHIFT = 3.0
+DEMO_START = 20  # of the bunny clip: the frame the demo's video starts from
 
 
 def _load(path: Path, name: str):
@@ -61,8 +62,8 @@ def scene_starts(clip: torch.Tensor, frames: int) -> list[int]:
 class Clips:
     """Draws training examples: a window of a clip, a crop of it, its latents."""
 
-    def __init__(self, folder: Path, generator: torch.Generator):
-        self.g = generator
+    def __init__(self, folder: Path, generator: torch.Generator, focus: float):
+        self.g, self.focus = generator, focus
         self.videos = {name: read_clip(folder / file) for name, file in CLIPS.items()}
         self.starts = {(n, f): scene_starts(v, f) for n, v in self.videos.items() for f in {s[0] for s in SIZES}}
         self.weights = torch.tensor([s[3] for s in SIZES])
@@ -71,6 +72,11 @@ class Clips:
         return low + (high - low) * torch.rand((), generator=self.g).item()
 
     def draw(self) -> tuple[str, torch.Tensor]:
+        if self._uniform(0, 1) < self.focus:  # the demo's own scene, hardly varied
+            frames, h, w, _ = SIZES[0]
+            start = DEMO_START + int(self._uniform(-4, 5))
+            window = self.videos["bunny"][start : start + frames * FRAME_STRIDE : FRAME_STRIDE]
+            return "bunny", codec.encode(self.crop(window, h * codec.BLOCK, w * codec.BLOCK, 1.03))
         frames, h, w, _ = SIZES[torch.multinomial(self.weights, 1, generator=self.g).item()]
         names = [n for n in CLIPS if self.starts[n, frames]]
         # The bunny is the demo's own scene: every second example.
@@ -80,8 +86,8 @@ class Clips:
         window = self.videos[name][start : start + frames * FRAME_STRIDE : FRAME_STRIDE]
         return name, codec.encode(self.crop(window, h * codec.BLOCK, w * codec.BLOCK))
 
-    def crop(self, window: torch.Tensor, h: int, w: int) -> torch.Tensor:
-        scale = max(h / window.shape[1], w / window.shape[2]) * self._uniform(1.0, 1.2)
+    def crop(self, window: torch.Tensor, h: int, w: int, zoom: float = 1.2) -> torch.Tensor:
+        scale = max(h / window.shape[1], w / window.shape[2]) * self._uniform(1.0, zoom)
         size = (math.ceil(window.shape[1] * scale), math.ceil(window.shape[2] * scale))
         x = F.interpolate(window.permute(0, 3, 1, 2).float() / 255, size=size, mode="bilinear", antialias=True)
         top, left = int(self._uniform(0, size[0] - h + 1)), int(self._uniform(0, size[1] - w + 1))
@@ -130,7 +136,7 @@ def preview(model, clips: Clips, path: Path, steps: int = 20) -> None:
     """Sample the bunny from its first frame with 20 Euler steps; write real frames above, sampled below."""
     from PIL import Image
 
-    window = clips.videos["bunny"][20 : 20 + 13 * FRAME_STRIDE : FRAME_STRIDE]
+    window = clips.videos["bunny"][DEMO_START : DEMO_START + 13 * FRAME_STRIDE : FRAME_STRIDE]
     x = F.interpolate(window.permute(0, 3, 1, 2).float() / 255, size=(96, 172), mode="bilinear", antialias=True)
     clean = codec.encode(x[..., 6:166].permute(0, 2, 3, 1))[None]
     y = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
@@ -159,6 +165,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.5, help="the learning rate falls to zero over this time")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--init", type=Path, help="go on from an earlier checkpoint (its optimizer state is not kept)")
+    parser.add_argument("--focus", type=float, default=0.0, help="share of examples taken from the demo's own scene")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -167,7 +174,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     g = torch.Generator().manual_seed(args.seed)
-    clips = Clips(args.clips, g)
+    clips = Clips(args.clips, g, args.focus)
     model = build_model()
     if args.init:
         from safetensors.torch import load_file

@@ -35,7 +35,7 @@ def select_kernel(scores, selected, top_p, least, c_q, c_k, BLOCK_K: tl.constexp
     """selected[row, i, j]: the heaviest key clusters of query cluster i whose mass reaches top_p, at least `least`.
 
     A cluster's distance below the best score, a float of at least 0, orders like its own bits: 31 halvings find the least
-    distance within which both conditions hold exactly. Clusters of equal score are taken together.
+    distance within which both conditions hold exactly.
     """
     at = (tl.program_id(1).to(tl.int64) * c_q + tl.program_id(0)) * c_k
     j = tl.arange(0, BLOCK_K)
@@ -54,7 +54,13 @@ def select_kernel(scores, selected, top_p, least, c_q, c_k, BLOCK_K: tl.constexp
         enough = (tl.sum(tl.where(within, mass, 0.0), axis=0) >= goal) & (tl.sum(within.to(tl.int32), axis=0) >= wanted)
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle)
-    tl.store(selected + at + j, (bits <= high).to(tl.int8), mask=j < c_k)
+    # Of the clusters at that very distance, the lower ones, and as many as it takes.
+    nearer = bits < high
+    tied = bits == high
+    before = tl.cumsum(tied.to(tl.int32), axis=0) - 1
+    gathered = tl.sum(tl.where(nearer, mass, 0.0), axis=0) + before.to(tl.float32) * mass
+    missing = (gathered < goal) | (tl.sum(nearer.to(tl.int32), axis=0) + before < wanted)
+    tl.store(selected + at + j, (nearer | (tied & missing)).to(tl.int8), mask=j < c_k)
 
 
 def block_map(q_centroids, k_centroids, k_sizes, top_p: float, least: int, scale: float) -> torch.Tensor:

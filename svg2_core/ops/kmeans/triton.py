@@ -98,7 +98,9 @@ def means_kernel(
     x_b, x_h, x_n, x_d,
     D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, FOR_ASSIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """means[row, cluster] = mean of its tokens, summed in fp32; an empty cluster keeps what stands there.
+    """means[row, cluster] = mean of its tokens; an empty cluster keeps what stands there.
+
+    Summed in fp32, with the rounding of each step carried on: in a huge cluster they would all go the same way.
 
     FOR_ASSIGNMENT: also write away and biases, the means as the next assignment needs them.
     """
@@ -108,6 +110,7 @@ def means_kernel(
     first = tl.load(offsets + row * (c + 1) + cluster)
     end = tl.load(offsets + row * (c + 1) + cluster + 1)
     total = tl.zeros((BLOCK_D,), tl.float32)
+    lost = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(first, end, BLOCK_T):
         place = start + tl.arange(0, BLOCK_T)
         token = tl.load(order + row * n + place, mask=place < end, other=0).to(tl.int64)
@@ -115,7 +118,10 @@ def means_kernel(
             x + token[:, None] * x_n + dims.to(tl.int64)[None, :] * x_d,
             mask=(place < end)[:, None] & (dims < D)[None, :], other=0.0,
         )  # fmt: skip
-        total += tl.sum(rows.to(tl.float32), axis=0)
+        more = tl.sum(rows.to(tl.float32), axis=0) - lost
+        larger = total + more
+        lost = (larger - total) - more
+        total = larger
     at = (row * c + cluster) * D + dims
     old = tl.load(means + at, mask=dims < D, other=0.0)
     mean = tl.where(end > first, total / tl.maximum(end - first, 1).to(tl.float32), old)
