@@ -1,6 +1,6 @@
 """Per model family: which attention calls are video self-attention, and where the video tokens sit.
 
-A family is one entry: a test of the diffusion model's class, and a function that reads a call.
+Wan is the only family so far: `detect_family` knows its class, `find_layout` reads its calls.
 """
 
 import math
@@ -17,16 +17,17 @@ class ModelCall:
     """One evaluation of the diffusion model, as the DIFFUSION_MODEL wrapper sees it. Lives as long as the evaluation.
 
     video_tokens: tokens of the latent alone (references and contexts may add more);
-    context_tokens: lengths of the text and image contexts, which cross-attention sees as its keys.
+    context_tokens: lengths of the text and image contexts, which cross-attention sees as its keys;
+    uuids: of the conditionings whose chunks make up the batch, empty if they do not; window: of a context window.
     """
 
     step: int
     dense_step: Reason | None
-    batch: int
-    video_tokens: int
-    context_tokens: frozenset[int]
-    uuids: tuple
-    window: tuple | None
+    batch: int = 0
+    video_tokens: int = 0
+    context_tokens: frozenset[int] = frozenset()
+    uuids: tuple = ()
+    window: tuple | None = None
     seen: dict = field(default_factory=dict)  # self-attentions so far, by (block_type, block_index)
     delegating: bool = False  # a dense call is on its way through the overrides below ours
 
@@ -55,22 +56,18 @@ def video_tokens(latent_shape: torch.Size, patch_size: tuple[int, int, int]) -> 
     return math.prod(math.ceil(n / p) for n, p in zip(latent_shape[2:], patch_size, strict=True))
 
 
-def find_layout(family: str | None, call: ModelCall, q: torch.Tensor, k: torch.Tensor, mask) -> Layout | Refusal:
-    """Where the video tokens of q, k `[B, H, N, D]` sit, or why the call is not video self-attention."""
-    if family is None:
-        return Refusal(Reason.UNKNOWN_LAYOUT, "supported are Wan 2.1 and 2.2")
-    return _wan(call, q, k, mask)
+def find_layout(call: ModelCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> Layout | Refusal:
+    """Where the video tokens of q, k, v `[B, H, N, D]` sit, or why the call is not video self-attention.
 
-
-def _wan(call: ModelCall, q: torch.Tensor, k: torch.Tensor, mask) -> Layout | Refusal:
-    """Wan: the whole sequence is video (references, where a variant has them, included); text comes by cross-attention."""
+    Wan: the whole sequence is video (references, where a variant has them, included); text comes by cross-attention.
+    """
     batch, _, tokens, _ = q.shape
     if k.shape[2] != tokens or batch != call.batch or tokens < call.video_tokens:
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
     if tokens in call.context_tokens:
         return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens} video tokens and as many of context cannot be told apart")
-    if k.shape[1] != q.shape[1]:
-        return Refusal(Reason.UNKNOWN_LAYOUT, "fewer key heads than query heads")
+    if k.shape != q.shape or v.shape != q.shape:
+        return Refusal(Reason.UNKNOWN_LAYOUT, "queries, keys and values differ in heads or width")
     if mask is not None:
         return Refusal(Reason.UNSUPPORTED_MASK)
     return Layout(video_start=0, video_len=tokens)

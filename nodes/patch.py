@@ -4,6 +4,7 @@ The clone carries only immutable settings. A run's mutable state (centroids, cou
 wrapper, travels in this run's own transformer options and is dropped when sampling ends, however it ends.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ..svg2_core.attention import AttentionResult, svg2_attention
+from ..svg2_core.attention import AttentionResult, default_heads, svg2_attention
 from ..svg2_core.cache import CentroidCache
 from ..svg2_core.config import SVG2Config
 from ..svg2_core.layout import Layout
@@ -61,24 +62,32 @@ def apply_patch(model, settings: Settings):
 class Run:
     """The mutable state of one sampling run."""
 
-    def __init__(self, settings: Settings, schedule: Schedule):
+    def __init__(self, settings: Settings, schedule: Schedule, batch: int):
         self.settings = settings
         self.schedule = schedule
+        self.batch = batch  # videos sampled together
         self.cache = CentroidCache()
         self.stats = RunStats()
         self.heads_at_a_time: int | None = None  # set when memory ran short
 
-    def model_call(self, options: dict, x: torch.Tensor, contexts: list[torch.Tensor], patch_size) -> ModelCall:
-        """Open one model evaluation. Reads the current sigma: the only wait for the device in an evaluation."""
+    @torch.compiler.disable
+    def model_call(self, options: dict, network, x, others: list) -> ModelCall:
+        """Open one evaluation of `network` on x. Reads the current sigma: the only wait for the device in an evaluation."""
         step = self.schedule.step_of(options["sigmas"].flatten()[0].item())
+        self.cache.now = step
+        dense_step = self.schedule.dense_step(step)
+        if self.settings.family is None:  # nothing is known of such a model's inputs
+            return ModelCall(step, dense_step)
+        uuids = tuple(options.get("uuids") or ())
         window = getattr(options.get("context_window"), "index_list", None)
         return ModelCall(
-            step=step,
-            dense_step=self.schedule.dense_step(step),
+            step,
+            dense_step,
             batch=x.shape[0],
-            video_tokens=video_tokens(x.shape, patch_size) if x.dim() == 5 else 0,
-            context_tokens=frozenset(c.shape[-2] for c in contexts),
-            uuids=tuple(options.get("uuids") or ()),
+            video_tokens=video_tokens(x.shape, network.patch_size),
+            context_tokens=frozenset(c.shape[-2] for c in others if isinstance(c, torch.Tensor) and c.dim() == 3),
+            # A model-function wrapper may split the host's batch without saying so: then no row is known to be whose.
+            uuids=uuids if len(uuids) * self.batch == x.shape[0] else (),
             window=None if window is None else tuple(window),
         )
 
@@ -99,7 +108,7 @@ def _outer_sample(settings: Settings) -> Callable:
     def wrapper(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         continuation = _is_continuation(guider, noise, sigmas)
-        run = Run(settings, Schedule(tuple(sigmas.tolist()), settings.config, continuation))
+        run = Run(settings, Schedule(tuple(sigmas.tolist()), settings.config, continuation), batch=noise.shape[0])
         # The guider's options are this run's own copy, so two samplers sharing a model do not see each other's run.
         options = guider.model_options.setdefault("transformer_options", {})
         options[_RUN] = run
@@ -130,17 +139,15 @@ def _diffusion_model(executor, *args, **kwargs):
     if options is None:
         return executor(*args, **kwargs)
     run: Run = options[_RUN]
-    x = args[0]
-    contexts = [a for a in values[1:] if isinstance(a, torch.Tensor) and a.dim() == 3]
-    patch_size = getattr(executor.class_obj, "patch_size", (1, 1, 1))
-    call = run.model_call(options, x, contexts, patch_size)
+    call = run.model_call(options, executor.class_obj, values[0], values[1:])
     options[_CALL] = call
-    watch = run.stats.model_call(call.step, run.schedule.sigmas[call.step], x.device)
+    watch = run.stats.model_call(call.step, run.schedule.sigmas[call.step], options["sigmas"].device)
     try:
         return executor(*args, **kwargs)
     finally:
-        watch.stop()
         options.pop(_CALL, None)
+        with contextlib.suppress(RuntimeError):  # after a device fault; the fault itself is the error to show
+            watch.stop()
 
 
 _diffusion_model = torch.compiler.disable(_diffusion_model, recursive=False)
@@ -179,8 +186,10 @@ class Override:
         call: ModelCall | None = options.get(_CALL)
         if run is None or (call is not None and call.delegating):
             return dense()
-        split = _heads_view if skip_reshape else _split_heads
-        out = sparse_or_refusal(run, call, options, split(q, heads), split(k, heads), split(v, heads), mask, kwargs)
+        out = not_a_candidate(run, call, kwargs)
+        if out is None:
+            q_, k_, v_ = (q, k, v) if skip_reshape else (_split_heads(x, heads) for x in (q, k, v))
+            out = sparse_or_refusal(run, call, options, q_, k_, v_, mask, kwargs.get("scale"))
         if isinstance(out, Refusal):
             if call is None:
                 return dense()
@@ -192,20 +201,25 @@ class Override:
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 
-def _heads_view(x: torch.Tensor, heads: int) -> torch.Tensor:
-    return x
-
-
 def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """`[B, N, H * D]` as a `[B, H, N, D]` view."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def sparse_or_refusal(run: Run, call: ModelCall | None, options: dict, q, k, v, mask, kwargs) -> torch.Tensor | Refusal:
-    """Answer a call of q, k, v `[B, H, N, D]` sparsely, or count why not."""
+def not_a_candidate(run: Run, call: ModelCall | None, kwargs: dict) -> Refusal | None:
+    """What is known not to be for SVG2 before anyone looks at its tensors."""
     if call is None:
         return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "the model does not announce its evaluations"), None)
-    layout = find_layout(run.settings.family, call, q, k, mask)
+    if run.settings.family is None:
+        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "supported are Wan 2.1 and 2.2"), None)
+    if kwargs.get("enable_gqa"):
+        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "fewer key heads than query heads"), None)
+    return None
+
+
+def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, scale) -> torch.Tensor | Refusal:
+    """Answer a call of q, k, v `[B, H, N, D]` sparsely, or count why not."""
+    layout = find_layout(call, q, k, v, mask)
     if isinstance(layout, Refusal):
         return _refuse(run, layout, None)
 
@@ -227,11 +241,11 @@ def sparse_or_refusal(run: Run, call: ModelCall | None, options: dict, q, k, v, 
         return _refuse(run, Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block)
 
     keys = [(place, nth, *row, layout.video_len, q.device, call.window) for row in _rows(call)]
-    result = _attend(run, q, k, v, layout, keys, kwargs.get("scale"))
+    result = _attend(run, q, k, v, layout, keys, scale)
     if isinstance(result, Refusal):
         return _refuse(run, result, block)
     result, backend = result
-    for key, entry in zip(keys, result.centroids, strict=True):
+    for key, entry in zip(keys, result.centroids, strict=False):
         run.cache.put(key, entry)
     run.stats.sparse_call(call.step, block, layout.video_len, result.density, backend)
     return result.out
@@ -245,17 +259,17 @@ def _refuse(run: Run, refusal: Refusal, block: str | None) -> Refusal:
 
 
 def _rows(call: ModelCall) -> list[tuple]:
-    """For each batch row: its conditioning and its place within the conditioning's chunk of the batch."""
-    if not call.uuids or call.batch % len(call.uuids):
-        return [(None, row) for row in range(call.batch)]
+    """For each batch row: its conditioning and its place within the conditioning's chunk. Empty if that is not known."""
+    if not call.uuids:
+        return []
     chunk = call.batch // len(call.uuids)
     return [(call.uuids[row // chunk], row % chunk) for row in range(call.batch)]
 
 
 def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[AttentionResult, str] | Refusal:
     """Try backends until one answers; memory shortage is retried with fewer heads at a time."""
-    warm = [run.cache.get(key) for key in keys]
     while True:
+        warm = [run.cache.get(key) for key in keys] or None
         backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
         if isinstance(backend, registry.Refusal):
             return Refusal(backend.reason, backend.detail)
@@ -264,10 +278,13 @@ def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[Atten
                                     heads_at_a_time=run.heads_at_a_time)  # fmt: skip
             return result, backend
         except Exception as error:
-            if comfy.model_management.is_oom(error):
-                heads = run.heads_at_a_time or q.shape[1]
+            if comfy.model_management.is_oom(error) or "can't allocate memory" in str(error):  # the latter is the CPU's
+                if len(run.cache):
+                    run.cache.clear()
+                    continue
+                heads = run.heads_at_a_time or default_heads(q, layout, run.settings.config)
                 if heads == 1:
-                    return Refusal(Reason.OUT_OF_MEMORY, str(error).splitlines()[0])
+                    return Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0])
                 run.heads_at_a_time = heads // 2
                 continue
             # Retired for the life of the process; the next backend, or dense attention, answers this same call.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..svg2_core.config import COMPENSATION, SVG2Config
+from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS, SVG2Config
 from ..svg2_core.ops import registry
 from ..svg2_core.presets import PRESETS, preset_config
 from ..svg2_core.stats import StatsHandle
@@ -33,17 +33,17 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Boolean.Input("enabled", default=True, tooltip="Off passes the model through untouched, to compare."),
                 io.Combo.Input("preset", options=list(PRESETS), default="auto",
                     tooltip="Fills every knob left at auto. auto: balanced. quality: closest to dense. turbo: fastest. paper: the published settings, without compensation."),
-                io.Int.Input("q_clusters", default=0, min=0, max=65536, tooltip="Groups of query tokens per head. 0: auto, grows with the number of tokens."),
-                io.Int.Input("k_clusters", default=0, min=0, max=65536, tooltip="Groups of key tokens per head. 0: auto, grows with the number of tokens."),
+                io.Int.Input("q_clusters", default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of query tokens per head. 0: auto, grows with the number of tokens."),
+                io.Int.Input("k_clusters", default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of key tokens per head. 0: auto, grows with the number of tokens."),
                 io.Float.Input("top_p", default=0.0, min=0.0, max=1.0, step=0.01,
                     tooltip="Share of the attention mass that is computed exactly. Higher: closer to dense, slower. 1: all of it, equals dense. 0: auto."),
-                io.Int.Input("warmup_steps", default=-1, min=-1, max=10000, tooltip="Leading sampling steps kept dense. -1: auto."),
+                io.Int.Input("warmup_steps", default=-1, min=-1, max=10000, tooltip="Leading steps kept dense, in the sampler that begins the generation. -1: auto."),
                 io.Float.Input("min_k_ratio", default=-1.0, min=-1.0, max=1.0, step=0.01, advanced=True,
                     tooltip="Least share of the key groups computed exactly for each query group. -1: auto."),
                 io.Int.Input("kmeans_init_iters", default=0, min=0, max=1000, advanced=True, tooltip="k-means iterations at a block's first sparse step. 0: auto."),
                 io.Int.Input("kmeans_iters", default=0, min=0, max=1000, advanced=True, tooltip="k-means iterations at each later step. 0: auto."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="Share of the sampling steps after which attention is dense again. 1: never."),
+                    tooltip="Share of each sampler's own steps after which attention is dense again. 1: never."),
                 io.String.Input("dense_blocks", default="auto", advanced=True,
                     tooltip='Transformer blocks kept dense, such as "0-2,-1" (negative counts from the last). Empty: none.'),
                 io.Int.Input("min_tokens", default=-1, min=-1, max=2**24, advanced=True, tooltip="Shorter sequences stay dense: there is nothing to gain. -1: auto."),

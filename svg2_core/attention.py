@@ -48,9 +48,10 @@ def svg2_attention(
     _check(q, k, v, layout, config, warm, heads_at_a_time)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.empty_like(q)
-    step = heads_at_a_time or _default_heads(q, layout, config)
+    step = heads_at_a_time or default_heads(q, layout, config)
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
-    parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
     shares = [density * (heads.stop - heads.start) / q.shape[1] for (density, _), heads in zip(parts, chunks, strict=True)]
     rows = zip(*(centroids for _, centroids in parts), strict=True)
     return AttentionResult(
@@ -76,11 +77,12 @@ def _check(q, k, v, layout, config, warm, heads_at_a_time) -> None:
         raise ValueError(f"heads_at_a_time must be at least 1, got {heads_at_a_time}")
 
 
-def _default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
-    """On a GPU, as many heads at a time as the work memory allows."""
+def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
+    """How many heads `svg2_attention` takes at a time: on a GPU, as many as the work memory allows."""
     if q.device.type == "cpu":
         return q.shape[1]
-    return heads_that_fit(layout.video_len, *config.cluster_counts(layout.video_len), q.shape[3], q.shape[0])
+    fit = heads_that_fit(layout.video_len, *config.cluster_counts(layout.video_len), q.shape[3], q.shape[0])
+    return min(fit, q.shape[1])
 
 
 def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids]]:

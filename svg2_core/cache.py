@@ -33,28 +33,43 @@ def _to_fp16(x: torch.Tensor) -> torch.Tensor:
 class CentroidCache:
     """Maps a key (block, conditioning, row, ...) to its last centroids, within `limit_bytes`.
 
-    When full, new entries are refused and their blocks start cold each step: steady, where evicting the least recently
-    used would evict every entry just before its use (the blocks of a model are visited in a cycle).
+    When full, entries that no call of this step or the last one used are dropped (a moving context window leaves them
+    behind). If that is not enough the new entry is refused, and its block starts cold each step: steady, where evicting
+    the least recently used would evict every entry just before its use (a model's blocks are visited in a cycle).
     """
 
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES):
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self.now = 0  # the current sampling step; the run sets it
         self._entries: dict[Hashable, Centroids] = {}
+        self._used_at: dict[Hashable, int] = {}
 
     def get(self, key: Hashable) -> Centroids | None:
+        if key in self._entries:
+            self._used_at[key] = self.now
         return self._entries.get(key)
 
     def put(self, key: Hashable, entry: Centroids) -> None:
-        old = self._entries.get(key)
-        used = self.used_bytes + entry.nbytes - (old.nbytes if old else 0)
-        if used > self.limit_bytes:
+        self._remove(key)
+        if self.used_bytes + entry.nbytes > self.limit_bytes:
+            for stale in [k for k, step in self._used_at.items() if step < self.now - 1]:
+                self._remove(stale)
+        if self.used_bytes + entry.nbytes > self.limit_bytes:
             return
         self._entries[key] = entry
-        self.used_bytes = used
+        self._used_at[key] = self.now
+        self.used_bytes += entry.nbytes
+
+    def _remove(self, key: Hashable) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            del self._used_at[key]
+            self.used_bytes -= entry.nbytes
 
     def clear(self) -> None:
         self._entries.clear()
+        self._used_at.clear()
         self.used_bytes = 0
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 COMPENSATION = ("off", "centroid")
+MAX_CLUSTERS = 8192  # more than the kernels' counters fit into the shared memory of a GPU
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class SVG2Config:
         _require(0 <= self.min_k_ratio <= 1, "min_k_ratio", "a number from 0 to 1", self.min_k_ratio)
         for name in ("q_clusters", "k_clusters"):
             value = getattr(self, name)
-            accepts = "a whole number of at least 1 (at the node: 0 for auto)"
-            _require(value is None or (_whole(value) and value >= 1), name, accepts, value)
+            accepts = f"a whole number from 1 to {MAX_CLUSTERS} (at the node: 0 for auto)"
+            _require(value is None or (_whole(value) and 1 <= value <= MAX_CLUSTERS), name, accepts, value)
         for name in ("q_clusters_per_sqrt_token", "tokens_per_k_cluster"):
             _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("max_k_clusters", "kmeans_init_iters", "kmeans_iters"):

@@ -53,12 +53,16 @@ class RunReport:
     def summary(self) -> str:
         """One line for the log."""
         sparse_steps = sum(s.sparse for s in self.steps)
+        sparse_blocks = sum(any(cell is not None for cell in row) for row in self.density_by_block_and_step)
         dense = ", ".join(f"{name} {count}" for name, count in self.dense_calls.items()) or "none"
+        if not self.steps:
+            return "SVG2: this model and sampler do not announce their evaluations; they ran as if the node were not there"
         if not self.sparse_calls:
             return f"SVG2: every call ran dense ({len(self.steps)} steps); dense calls: {dense}"
         return (
             f"SVG2: {self.tokens:,} tokens, density {self.density:.1%}, backend {self.backend}, "
-            f"{self.sparse_share:.0%} of calls sparse, {sparse_steps} of {len(self.steps)} steps; dense calls: {dense}"
+            f"{self.sparse_share:.0%} of calls sparse, in {sparse_steps} of {len(self.steps)} steps and {sparse_blocks} of "
+            f"{len(self.block_labels)} blocks; dense calls: {dense}"
         )
 
 
@@ -74,6 +78,7 @@ class Stopwatch:
         else:
             self._start = time.perf_counter()
 
+    @torch.compiler.disable
     def stop(self) -> None:
         if self._events:
             self._events[1].record(self._stream)
@@ -102,6 +107,7 @@ class RunStats:
         self._sigmas: dict[int, float] = {}
         self._labels: dict[str, None] = {}  # an ordered set: blocks in the order they were first seen
 
+    @torch.compiler.disable
     def model_call(self, step: int, sigma: float, device: torch.device) -> Stopwatch:
         """Begin timing one model evaluation; the caller stops the watch."""
         self._sigmas.setdefault(step, sigma)

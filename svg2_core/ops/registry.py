@@ -6,6 +6,7 @@ self-test on that device. `SVG2_BACKEND` in the environment takes the place of "
 """
 
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -46,6 +47,8 @@ class Backend:
 
 def _triton_unsupported(call: Call) -> Refusal | None:
     dtypes = (torch.float16, torch.bfloat16)
+    if torch.version.hip:
+        return Refusal(Reason.UNSUPPORTED_DEVICE, "triton: its configurations are for NVIDIA GPUs")
     if call.device.type == "cuda":
         capability = torch.cuda.get_device_capability(call.device)
         if capability < (8, 0):
@@ -93,6 +96,7 @@ _BACKENDS = (
 # Names a user may ask for; the prebuilt CUDA kernels are not part of this version.
 NAMES = ("cuda", "triton", "torch")
 
+log = logging.getLogger("svg2")
 _retired: dict[str, str] = {}
 _tested: set[tuple[str, Call]] = set()
 _lock = threading.Lock()
@@ -145,6 +149,7 @@ def _self_test(name: str, call: Call) -> Refusal | None:
     """
     from .self_test import self_test
 
+    log.info("SVG2: testing the %s kernels on %s; their first use compiles them, which takes a while", name, call.device)
     try:
         self_test(name, call.device, call.dtype, call.head_dim)
     except torch.OutOfMemoryError as error:

@@ -10,6 +10,11 @@ from .kmeans import Clusters, cluster_means, kmeans
 
 def self_test(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     """Raise RuntimeError naming the operation that gives a wrong result; any other error is the kernel's own."""
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        _run(backend, device, dtype, head_dim)
+
+
+def _run(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 331, head_dim, generator=g).to(device, dtype) for _ in range(3))
     layout = Layout(video_start=11, video_len=301, text_bias=torch.zeros(1, 30, device=device))

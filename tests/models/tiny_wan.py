@@ -3,14 +3,18 @@
 import torch
 
 
-def random_wan(layers: int = 3, in_dim: int = 16, out_dim: int = 16, seed: int = 0):
-    """A ModelPatcher of a Wan text-to-video model with random weights: width 256, 2 heads of 128, fp32 on the CPU."""
+def random_wan(kind: str = "WanModel", layers: int = 3, seed: int = 0, **sizes):
+    """A ModelPatcher of a Wan model with random weights: width 256, 2 heads of 128, fp32 on the CPU.
+
+    kind: a class of comfy.ldm.wan.model; sizes: of its channels, such as in_dim.
+    """
+    import comfy.ldm.wan.model
     import comfy.ops
     import comfy.sd
-    from comfy.ldm.wan.model import WanModel
 
-    model = WanModel(in_dim=in_dim, out_dim=out_dim, dim=256, ffn_dim=512, num_heads=2, num_layers=layers,
-                     dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
+    model = getattr(comfy.ldm.wan.model, kind)(
+        **{"in_dim": 16, "out_dim": 16, **sizes}, dim=256, ffn_dim=512, num_heads=2, num_layers=layers,
+        dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     weights = {}
     for name, p in model.state_dict().items():

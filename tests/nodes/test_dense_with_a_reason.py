@@ -52,27 +52,36 @@ def test_disabled_passes_the_very_model_through(wan, svg2):
     assert patched is wan and stats.latest() is None
 
 
-def test_an_image_model_runs_dense(host, svg2, caplog):
+def other_model(name: str, unet_config: dict):
+    """A ModelPatcher of one of the host's image models with random weights."""
+    import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15(
-        {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-         "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1],
-         "context_dim": 64, "num_heads": 2, "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False, "adm_in_channels": None})  # fmt: skip
-    import comfy.model_patcher
-
-    torch.manual_seed(0)
+    config = getattr(comfy.supported_models, name)(unet_config)
     config.unet_config["dtype"] = torch.float32
     config.set_inference_dtype(torch.float32, None)
+    torch.manual_seed(0)
     model = config.get_model({})
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    cond = [[torch.randn(1, 5, 64), {}]]
-    x = torch.zeros(1, 4, 16, 16)
-    dense = sample(patcher, shape=x, positive=cond, negative=cond)
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+SD15 = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1],
+        "context_dim": 64, "num_heads": 2, "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False, "adm_in_channels": None}  # fmt: skip
+# Latents with a frame axis, and a patch size that is one number: not what a video model's look like.
+QWEN = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "num_attention_heads": 2,
+        "attention_head_dim": 128, "joint_attention_dim": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, config, shape", [("SD15", SD15, (1, 4, 16, 16)), ("QwenImage", QWEN, (1, 16, 1, 16, 16))])
+def test_an_image_model_runs_dense(host, svg2, name, config, shape):
+    patcher = other_model(name, dict(config))
+    cond, x = [[torch.randn(1, 5, 64), {}]], torch.zeros(shape)
+    dense = sample(patcher, steps=2, shape=x, positive=cond, negative=cond)
     patched, stats = svg2(patcher)
-    assert torch.equal(sample(patched, shape=x, positive=cond, negative=cond), dense)
+    assert torch.equal(sample(patched, steps=2, shape=x, positive=cond, negative=cond), dense)
     report = stats.latest()
     assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"}
     assert any("token layout is not known" in notice for notice in report.notices)
@@ -117,11 +126,15 @@ def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch):
     assert seen[7] is None, "forgotten at the end of the run"
 
 
-def test_out_of_memory_with_one_head_is_dense(wan, svg2, dense_sample, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_out_of_memory_with_one_head_is_dense(wan, svg2, dense_sample, monkeypatch, error):
     from svg2_pack.nodes import patch
 
     def never(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(patch, "svg2_attention", never)
     patched, stats = svg2(wan)

@@ -6,8 +6,9 @@ import pytest
 @pytest.mark.parametrize(
     "name, value, accepts",
     [
-        ("q_clusters", -1, "at least 1"),
-        ("k_clusters", -5, "at least 1"),
+        ("q_clusters", -1, "from 1 to"),
+        ("k_clusters", -5, "from 1 to"),
+        ("k_clusters", 100_000, "to 8192"),
         ("top_p", 1.5, "at most 1"),
         ("top_p", -0.1, "above 0"),
         ("top_p", float("nan"), "above 0"),

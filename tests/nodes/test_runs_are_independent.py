@@ -69,6 +69,34 @@ def test_nothing_stays_on_the_model(wan, svg2):
     assert set(patched.model_options["transformer_options"]) == before | {"optimized_attention_override"}
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_leaves_nothing_behind(wan, svg2, monkeypatch, interrupted):
+    import gc
+    import weakref
+
+    from svg2_pack.nodes import patch
+
+    runs = []
+    whole = patch.Run.__init__
+
+    def remember(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        runs.append(weakref.ref(self))
+
+    def interrupt(step, *_):
+        if interrupted and step == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr(patch.Run, "__init__", remember)
+    patched, _ = svg2(wan)
+    try:
+        sample(patched, callback=interrupt)
+    except InterruptedError:
+        assert interrupted
+    gc.collect()
+    assert len(runs) == 1 and runs[0]() is None
+
+
 def test_batched_and_split_guidance_agree(wan, svg2, monkeypatch):
     """The host runs both conditionings in one batch or in two calls, as memory allows."""
     patched, stats = svg2(wan)

@@ -46,7 +46,8 @@ def assign_kernel(
         index = tl.argmin(distance, axis=1) + first
         label = tl.where(nearest < best, index, label)
         best = tl.minimum(nearest, best)
-    tl.store(labels + row * n + tokens, label, mask=tokens < n)
+    # NaN among the inputs confuses argmin; it must not become an index out of bounds.
+    tl.store(labels + row * n + tokens, tl.minimum(label, c - 1), mask=tokens < n)
 
 
 @triton.jit
@@ -94,7 +95,7 @@ def scatter_kernel(labels, counts, offsets, order, n, c, chunks, CHUNK: tl.const
 
 @triton.jit
 def means_kernel(
-    x, order, offsets, means, middles, away, biases, n, c, h,
+    x, order, offsets, means, middles, away, biases, n, c, h, limit,
     x_b, x_h, x_n, x_d,
     D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, FOR_ASSIGNMENT: tl.constexpr,
 ):  # fmt: skip
@@ -128,24 +129,24 @@ def means_kernel(
     tl.store(means + at, mean, mask=dims < D)
     if FOR_ASSIGNMENT:
         middle = tl.load(middles + row * D + dims, mask=dims < D, other=0.0)
-        _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D)
+        _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D, limit)
 
 
 @triton.jit
-def away_kernel(means, middles, away, biases, c, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def away_kernel(means, middles, away, biases, c, limit, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """away and biases of centroids that are given."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     dims = tl.arange(0, BLOCK_D)
     at = (row * c + cluster) * D + dims
     mean = tl.load(means + at, mask=dims < D, other=0.0)
     middle = tl.load(middles + row * D + dims, mask=dims < D, other=0.0)
-    _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D)
+    _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D, limit)
 
 
 @triton.jit
-def _store_away(mean, middle, away, bias, real):
+def _store_away(mean, middle, away, bias, real, limit):
     """A centroid as seen from the middle, in the inputs' precision, and what its rounded self adds to the distance."""
-    low = (mean - middle).to(away.dtype.element_ty)
+    low = tl.minimum(tl.maximum(mean - middle, -limit), limit).to(away.dtype.element_ty)
     tl.store(away, low, mask=real)
     e = tl.where(real, low.to(tl.float32), 0.0)
     tl.store(bias, tl.sum(e * (e + 2 * middle), axis=0))
@@ -160,7 +161,8 @@ def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.T
     middles = means.mean(2)
     away = torch.empty(b, h, c, d, dtype=x.dtype, device=x.device)
     biases = torch.empty(rows, c, dtype=torch.float32, device=x.device)
-    away_kernel[c, rows](means, middles, away, biases, c, D=d, BLOCK_D=block_d, num_warps=1)
+    limit = torch.finfo(x.dtype).max
+    away_kernel[c, rows](means, middles, away, biases, c, limit, D=d, BLOCK_D=block_d, num_warps=1)
     labels = torch.empty(rows, n, dtype=torch.int32, device=x.device)
     counts = torch.empty(rows, chunks, c, dtype=torch.int32, device=x.device)
     sizes = torch.empty(rows, c, dtype=torch.int32, device=x.device)
@@ -175,7 +177,7 @@ def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.T
         torch.cumsum(sizes.view(b, h, c), -1, dtype=torch.int32, out=offsets[..., 1:])
         scatter_kernel[chunks, rows](labels, counts, offsets, order, n, c, chunks, CHUNK=_CHUNK, BLOCK_J=32)
         means_kernel[c, rows](
-            x, order, offsets, means, middles, away, biases, n, c, h, *x.stride(),
+            x, order, offsets, means, middles, away, biases, n, c, h, limit, *x.stride(),
             D=d, BLOCK_D=block_d, FOR_ASSIGNMENT=True, **_MEANS,
         )  # fmt: skip
     return order, offsets, means
@@ -187,7 +189,7 @@ def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tens
     c = offsets.shape[-1] - 1
     means = torch.zeros(b, h, c, d, dtype=torch.float32, device=values.device)
     means_kernel[c, b * h](
-        values, order, offsets, means, means, means, means, n, c, h, *values.stride(),
+        values, order, offsets, means, means, means, means, n, c, h, 0.0, *values.stride(),
         D=d, BLOCK_D=max(16, triton.next_power_of_2(d)), FOR_ASSIGNMENT=False, **_MEANS,
     )  # fmt: skip
     return means

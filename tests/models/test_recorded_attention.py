@@ -1,0 +1,45 @@
+"""The algorithm on real structure: attention inputs recorded from the shipped checkpoint, against dense attention."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from svg2_pack.svg2_core import Layout, svg2_attention
+from svg2_pack.svg2_core.metrics import rel_l2
+from svg2_pack.svg2_core.presets import preset_config
+
+
+def measure(recorded, **settings):
+    """(relative L2 error, density), mean over the recorded calls."""
+    config = replace(preset_config("balanced", "wan_i2v"), min_k_ratio=0.0, **settings)
+    errors, densities = [], []
+    for q, k, v in recorded:
+        truth = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+        result = svg2_attention(q, k, v, Layout(0, q.shape[2]), config)
+        errors.append(rel_l2(result.out, truth))
+        densities.append(result.density.item())
+    return sum(errors) / len(errors), sum(densities) / len(densities)
+
+
+@pytest.mark.parametrize("compensation", ["off", "centroid"])
+def test_error_falls_and_density_rises_with_top_p(recorded, compensation):
+    results = [measure(recorded, top_p=p, compensation=compensation) for p in (0.3, 0.5, 0.7, 0.9, 0.95, 0.99)]
+    errors, densities = zip(*results, strict=True)
+    assert list(errors) == sorted(errors, reverse=True) and len(set(errors)) == 6, errors
+    assert list(densities) == sorted(densities) and len(set(densities)) == 6, densities
+    assert errors[-1] < 0.05 and densities[0] < 0.3
+
+
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.3])
+def test_centroids_halve_the_error_at_equal_density(recorded, density):
+    low, high = 0.0, 1.0
+    for _ in range(12):  # the map, and so the density, does not depend on compensation
+        top_p = (low + high) / 2
+        dropped, got = measure(recorded, top_p=top_p, compensation="off")
+        if abs(got - density) <= 0.05 * density:
+            break
+        low, high = (top_p, high) if got < density else (low, top_p)
+    assert abs(got - density) <= 0.1 * density
+    stood_in, same = measure(recorded, top_p=top_p, compensation="centroid")
+    assert same == got
+    assert stood_in <= 0.5 * dropped, f"{stood_in:.3f} against {dropped:.3f} at density {got:.3f}"
