@@ -9,6 +9,7 @@ import av
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("demo")  # one demo run for all of them
 
 
 def run(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess:

@@ -8,6 +8,8 @@ from svg2_pack.svg2_core import Layout, svg2_attention
 from svg2_pack.svg2_core.metrics import rel_l2
 from svg2_pack.svg2_core.presets import preset_config
 
+pytestmark = pytest.mark.xdist_group("recorded")  # one recording for all of them
+
 
 def measure(recorded, **settings):
     """(relative L2 error, density), mean over the recorded calls."""

@@ -175,7 +175,7 @@ def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.T
         count_kernel[chunks, rows](labels, counts, n, c, chunks, CHUNK=_CHUNK, BINS=triton.next_power_of_2(c + 1))
         scan_kernel[triton.cdiv(c, 128), rows](counts, sizes, c, chunks, BLOCK_C=128)
         torch.cumsum(sizes.view(b, h, c), -1, dtype=torch.int32, out=offsets[..., 1:])
-        scatter_kernel[chunks, rows](labels, counts, offsets, order, n, c, chunks, CHUNK=_CHUNK, BLOCK_J=32)
+        scatter_kernel[chunks, rows](labels, counts, offsets, order, n, c, chunks, CHUNK=_CHUNK, BLOCK_J=16)
         means_kernel[c, rows](
             x, order, offsets, means, middles, away, biases, n, c, h, limit, *x.stride(),
             D=d, BLOCK_D=block_d, FOR_ASSIGNMENT=True, **_MEANS,
