@@ -55,7 +55,7 @@ class RunReport:
         sparse_steps = sum(s.sparse for s in self.steps)
         sparse_blocks = sum(any(cell is not None for cell in row) for row in self.density_by_block_and_step)
         dense = ", ".join(f"{name} {count}" for name, count in self.dense_calls.items()) or "none"
-        if not self.steps:
+        if self.completed and not self.steps:
             return "SVG2: this model and sampler do not announce their evaluations; they ran as if the node were not there"
         if not self.sparse_calls:
             return f"SVG2: every call ran dense ({len(self.steps)} steps); dense calls: {dense}"

@@ -23,6 +23,9 @@ _SLOW_WHEN_INTERPRETED = {
     "test_rows_are_their_own_business",
     "test_rows_are_their_own_business_with_threads",
     "test_centroids_carry_over_through_the_cache",
+    "test_centroids_of_another_shape_are_a_cold_start",
+    "test_result_follows_the_queries_memory",
+    "test_scale",
 }
 
 

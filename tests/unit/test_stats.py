@@ -72,6 +72,7 @@ def test_an_empty_run():
     assert report.steps == [] and report.block_labels == [] and report.dense_calls == {}
     json.dumps(report.to_dict(), allow_nan=False)
     assert "every call ran dense" in report.summary
+    assert "do not announce" in RunStats().report(completed=True).summary, "a whole run without one evaluation"
 
 
 def test_summary_line():
