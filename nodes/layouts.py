@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..svg2_core.layout import Layout
-from ..svg2_core.reasons import Reason
+from ..svg2_core.reasons import Reason, Refusal
 
 
 @dataclass
@@ -30,14 +30,6 @@ class ModelCall:
     window: tuple | None = None
     seen: dict = field(default_factory=dict)  # self-attentions so far, by (block_type, block_index)
     delegating: bool = False  # a dense call is on its way through the overrides below ours
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a call is not for SVG2."""
-
-    reason: Reason
-    detail: str = ""
 
 
 def detect_family(model) -> str | None:

@@ -18,10 +18,10 @@ from ..svg2_core.cache import CentroidCache
 from ..svg2_core.config import SVG2Config
 from ..svg2_core.layout import Layout
 from ..svg2_core.ops import registry
-from ..svg2_core.reasons import Reason
+from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
 from ..svg2_core.stats import RunStats, StatsHandle
-from .layouts import ModelCall, Refusal, find_layout, video_tokens
+from .layouts import ModelCall, find_layout, video_tokens
 
 KEY = "svg2"  # of the wrappers and callbacks
 _RUN = "svg2_run"  # in transformer_options, for the length of a run
@@ -271,8 +271,8 @@ def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[Atten
     while True:
         warm = [run.cache.get(key) for key in keys] or None
         backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
-        if isinstance(backend, registry.Refusal):
-            return Refusal(backend.reason, backend.detail)
+        if isinstance(backend, Refusal):
+            return backend
         try:
             result = svg2_attention(q, k, v, layout, run.settings.config, warm, scale=scale, backend=backend,
                                     heads_at_a_time=run.heads_at_a_time)  # fmt: skip

@@ -1,5 +1,6 @@
 """Why a call ran dense: every reason has a name for counters and a sentence for people."""
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -58,3 +59,11 @@ _EXPECTED = {
     Reason.DENSE_BLOCK,
     Reason.DISABLED,
 }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why SVG2 or one of its backends does not take a call: the reason to count, and what to show beside its sentence."""
+
+    reason: Reason
+    detail: str = ""

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import torch
 
-from ..reasons import Reason
+from ..reasons import Reason, Refusal
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,6 @@ class Call:
     device: torch.device
     dtype: torch.dtype
     head_dim: int
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why no backend takes a call: the reason to count and the sentence to show."""
-
-    reason: Reason
-    detail: str
 
 
 @dataclass(frozen=True)
