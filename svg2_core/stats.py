@@ -72,9 +72,9 @@ class Stopwatch:
     def __init__(self, device: torch.device):
         self._events = None
         if device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            self._events[0].record(torch.cuda.current_stream(device))
             self._stream = torch.cuda.current_stream(device)
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events[0].record(self._stream)
         else:
             self._start = time.perf_counter()
 
