@@ -1,65 +1,142 @@
-"""Per model family: which attention calls are video self-attention, and where the video tokens sit.
+"""Per model family: which tokens of an attention call are video. One entry of FAMILIES adds a family.
 
-Wan is the only family so far: `detect_family` knows its class, `find_layout` reads its calls.
+Models that are not in FAMILIES are served by one general rule: a call over exactly the latent's tokens is video
+self-attention. Whatever an entry or the rule cannot prove stays dense, with the reason.
 """
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from ..svg2_core.layout import Layout
 from ..svg2_core.reasons import Reason, Refusal
+from .model_call import ModelCall
+
+VideoRange = Callable[[ModelCall, int], tuple[int, int] | Refusal]
 
 
-@dataclass
-class ModelCall:
-    """One evaluation of the diffusion model, as the DIFFUSION_MODEL wrapper sees it. Lives as long as the evaluation.
+def whole_sequence(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
+    """The sequence is the video, with reference, control or motion tokens that a variant adds; text is elsewhere."""
+    if tokens < call.video_tokens:
+        return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    if tokens in call.other_lengths:
+        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} video tokens and as many of another input cannot be told apart")
+    return 0, tokens
 
-    video_tokens: tokens of the latent alone (references and contexts may add more);
-    context_tokens: lengths of the text and image contexts, which cross-attention sees as its keys;
-    uuids: of the conditionings whose chunks make up the batch, empty if they do not; window: of a context window.
+
+def latent_only(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
+    """The general rule: nothing but the latent's tokens."""
+    if tokens > call.video_tokens:
+        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens, and the latent has {call.video_tokens:,}")
+    return whole_sequence(call, tokens)
+
+
+def after_text(*text: str, references: str | None = None) -> VideoRange:
+    """Text first, then the video. text: the model's inputs `[B, L, C]` that become text; references: a latent before the video."""
+
+    def find(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
+        start = sum(call.inputs[name].shape[1] for name in text if call.inputs.get(name) is not None)
+        latent = call.inputs.get(references)
+        video = call.video_tokens + (0 if latent is None else call.tokens_of(latent))
+        if tokens < start + video:
+            return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)  # the text encoder inside the model
+        if tokens > start + video:
+            return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens are not {start:,} of text and {video:,} of video")
+        return start, video
+
+    return find
+
+
+def at_the_end(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
+    """The video comes last; all before it (text, references, sound) stays exact."""
+    start = tokens - call.video_tokens
+    if start < call.inputs["context"].shape[1]:
+        return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    return start, call.video_tokens
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    network: the host's class that its diffusion models are, or derive from;
+    video: first video token and their count in a self-attention of so many tokens, or why that is not known;
+    preset: name of its presets in svg2_core.presets;
+    blocks: the network's lists of blocks in the order they run, none for its longest list;
+    numbered: the host announces the number of the block that runs.
     """
 
-    step: int
-    dense_step: Reason | None
-    batch: int = 0
-    video_tokens: int = 0
-    context_tokens: frozenset[int] = frozenset()
-    uuids: tuple = ()
-    window: tuple | None = None
-    seen: dict = field(default_factory=dict)  # self-attentions so far, by (block_type, block_index)
-    delegating: bool = False  # a dense call is on its way through the overrides below ours
+    network: str
+    video: VideoRange
+    preset: str = "other"
+    blocks: tuple[str, ...] = ()
+    numbered: bool = False
 
 
-def detect_family(model) -> str | None:
-    """The family of a ModelPatcher's model (a key of svg2_core's presets), or None if its layout is not known."""
-    from comfy.ldm.wan.model import WanModel
+FAMILIES = (
+    Family("comfy.ldm.wan.model.WanModel", whole_sequence, "wan_t2v", ("blocks",), numbered=True),
+    # Vision and ByT5 features (1.5) stand among the text. Its double blocks end before its single blocks begin.
+    Family("comfy.ldm.hunyuan_video.model.HunyuanVideo", after_text("context", "txt_byt5", "clip_fea", references="ref_latent"),
+           "hunyuan_video", ("double_blocks", "single_blocks"), numbered=True),
+    Family("comfy.ldm.cosmos.model.GeneralDIT", whole_sequence, "cosmos"),
+    Family("comfy.ldm.cosmos.predict2.MiniTrainDIT", whole_sequence, "cosmos", numbered=True),
+    Family("comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel", after_text("context")),
+    Family("comfy.ldm.minimax.model.MiniMaxH3Model", at_the_end),
+)  # fmt: skip
 
+_GENERAL = Family("", latent_only)
+
+
+def family_of(network: torch.nn.Module) -> Family:
+    """The entry of FAMILIES for a network, or the general rule's."""
+    # By name: a class that this version of the host does not have costs nothing and breaks nothing.
+    names = {f"{c.__module__}.{c.__qualname__}" for c in type(network).__mro__}
+    return next((family for family in FAMILIES if family.network in names), _GENERAL)
+
+
+def preset_family(model) -> str:
+    """Which presets a ModelPatcher's model takes."""
     network = model.get_model_object("diffusion_model")
-    if isinstance(network, WanModel):
-        # Image-to-video checkpoints take the image as extra input channels.
-        return "wan_i2v" if network.in_dim > network.out_dim else "wan_t2v"
-    return None
-
-
-def video_tokens(latent_shape: torch.Size, patch_size: tuple[int, int, int]) -> int:
-    """Tokens of a latent `[B, C, T, H, W]` cut into patches, padded up to whole patches."""
-    return math.prod(math.ceil(n / p) for n, p in zip(latent_shape[2:], patch_size, strict=True))
+    preset = family_of(network).preset
+    # Image-to-video checkpoints of Wan take the image as extra input channels.
+    return "wan_i2v" if preset == "wan_t2v" and network.in_dim > network.out_dim else preset
 
 
 def find_layout(call: ModelCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> Layout | Refusal:
-    """Where the video tokens of q, k, v `[B, H, N, D]` sit, or why the call is not video self-attention.
-
-    Wan: the whole sequence is video (references, where a variant has them, included); text comes by cross-attention.
-    """
+    """Where the video tokens of q, k, v `[B, H, N, D]` sit, or why the call is not video self-attention."""
     batch, _, tokens, _ = q.shape
-    if k.shape[2] != tokens or batch != call.batch or tokens < call.video_tokens:
+    if k.shape[2] != tokens or batch != call.batch:
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
-    if tokens in call.context_tokens:
-        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens} video tokens and as many of context cannot be told apart")
+    found = family_of(call.network).video(call, tokens)
+    if isinstance(found, Refusal):
+        return found
     if k.shape != q.shape or v.shape != q.shape:
         return Refusal(Reason.UNKNOWN_LAYOUT, "queries, keys and values differ in heads or width")
-    if mask is not None:
-        return Refusal(Reason.UNSUPPORTED_MASK)
-    return Layout(video_start=0, video_len=tokens)
+    start, length = found
+    layout = Layout(start, length)
+    if mask is None:
+        return layout
+    bias = call.once(mask, lambda: _text_bias(mask, batch, tokens, layout.video))
+    return bias if isinstance(bias, Refusal) else Layout(start, length, bias)
+
+
+def _text_bias(mask: torch.Tensor, batch: int, tokens: int, video: slice) -> torch.Tensor | Refusal:
+    """Additive logits `[B, text]` of a mask that only tells which text keys count; any other mask is refused.
+
+    Waits for the device to see that no video key is masked: once per model evaluation, if a prompt is padded at all.
+    """
+    # The host's masks end in [queries, keys]; a third axis is the batch, a fourth stands before it for heads.
+    shape = (1,) * (2 - mask.dim()) + tuple(mask.shape)
+    rows, heads = (shape[0] if len(shape) > 2 else 1), (shape[1] if len(shape) > 3 else 1)
+    if len(shape) > 4 or shape[-1] != tokens or shape[-2] != 1 or heads != 1 or rows not in (1, batch):
+        return Refusal(Reason.UNSUPPORTED_MASK, f"a mask {list(mask.shape)} over {tokens:,} tokens")
+    if video.stop - video.start == tokens:
+        return Refusal(Reason.UNSUPPORTED_MASK, "a mask, and no text tokens")
+    mask = mask.reshape(rows, tokens)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+    if bool(mask[:, video].any()):
+        return Refusal(Reason.UNSUPPORTED_MASK, "it masks video tokens")
+    text = torch.cat([mask[:, : video.start], mask[:, video.stop :]], dim=1)
+    return text.float().expand(batch, -1).contiguous()

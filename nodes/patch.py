@@ -21,7 +21,9 @@ from ..svg2_core.ops import registry
 from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
 from ..svg2_core.stats import RunStats, StatsHandle
-from .layouts import ModelCall, find_layout, video_tokens
+from .block_numbers import block_and_total, watch_blocks
+from .layouts import find_layout
+from .model_call import ModelCall, open_call
 
 KEY = "svg2"  # of the wrappers and callbacks
 _RUN = "svg2_run"  # in transformer_options, for the length of a run
@@ -33,10 +35,9 @@ log = logging.getLogger("svg2")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the node decided. family: of the model, None if unknown; backend: as asked for, "auto" or a name."""
+    """What the node decided. backend: as asked for, "auto" or a name."""
 
     config: SVG2Config
-    family: str | None
     backend: str
     handle: StatsHandle
 
@@ -71,24 +72,12 @@ class Run:
         self.heads_at_a_time: int | None = None  # set when memory ran short
 
     @torch.compiler.disable
-    def model_call(self, options: dict, network, x, others: list) -> ModelCall:
-        """Open one evaluation of `network` on x. Reads the current sigma: the only wait for the device in an evaluation."""
+    def model_call(self, executor, args, kwargs, options: dict) -> ModelCall:
+        """Open one evaluation. Reads the current sigma: the only wait for the device in an evaluation without padding."""
         step = self.schedule.step_of(options["sigmas"].flatten()[0].item())
         self.cache.now = step
-        dense_step = self.schedule.dense_step(step)
-        if self.settings.family is None:  # nothing is known of such a model's inputs
-            return ModelCall(step, dense_step)
-        uuids = tuple(options.get("uuids") or ())
-        window = getattr(options.get("context_window"), "index_list", None)
-        return ModelCall(
-            step,
-            dense_step,
-            batch=x.shape[0],
-            video_tokens=video_tokens(x.shape, network.patch_size),
-            context_tokens=frozenset(c.shape[-2] for c in others if isinstance(c, torch.Tensor) and c.dim() == 3),
-            # A model-function wrapper may split the host's batch without saying so: then no row is known to be whose.
-            uuids=uuids if len(uuids) * self.batch == x.shape[0] else (),
-            window=None if window is None else tuple(window),
+        return open_call(
+            step, self.schedule.dense_step(step), executor.class_obj, executor.original, args, kwargs, options, self.batch
         )
 
     def finish(self, completed: bool) -> None:
@@ -139,12 +128,14 @@ def _diffusion_model(executor, *args, **kwargs):
     if options is None:
         return executor(*args, **kwargs)
     run: Run = options[_RUN]
-    call = run.model_call(options, executor.class_obj, values[0], values[1:])
+    call = run.model_call(executor, args, kwargs, options)
     options[_CALL] = call
     watch = run.stats.model_call(call.step, run.schedule.sigmas[call.step], options["sigmas"].device)
+    stop_watching_blocks = watch_blocks(call)
     try:
         return executor(*args, **kwargs)
     finally:
+        stop_watching_blocks()
         options.pop(_CALL, None)
         with contextlib.suppress(RuntimeError):  # after a device fault; the fault itself is the error to show
             watch.stop()
@@ -210,8 +201,8 @@ def not_a_candidate(run: Run, call: ModelCall | None, kwargs: dict) -> Refusal |
     """What is known not to be for SVG2 before anyone looks at its tensors."""
     if call is None:
         return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "the model does not announce its evaluations"), None)
-    if run.settings.family is None:
-        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "supported are Wan 2.1 and 2.2"), None)
+    if call.refusal is not None:
+        return _refuse(run, call.refusal, None)
     if kwargs.get("enable_gqa"):
         return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "fewer key heads than query heads"), None)
     return None
@@ -223,15 +214,15 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     if isinstance(layout, Refusal):
         return _refuse(run, layout, None)
 
-    place = (options.get("block_type"), options.get("block_index"))
-    if place[1] is None:
-        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "the model does not number its blocks"), None)
-    nth = call.seen.get(place, 0)
-    call.seen[place] = nth + 1
-    block = str(place[1]) if nth == 0 else f"{place[1]}.{nth}"
+    number, total = block_and_total(call, options)
+    if number is None:
+        return _refuse(run, Refusal(Reason.UNKNOWN_LAYOUT, "it cannot be told which block runs"), None)
+    nth = call.seen.get(number, 0)
+    call.seen[number] = nth + 1
+    block = str(number) if nth == 0 else f"{number}.{nth}"
 
     c_q, c_k = run.settings.config.cluster_counts(layout.video_len)
-    reason = call.dense_step or run.schedule.dense_block(place[1], options.get("total_blocks"))
+    reason = call.dense_step or run.schedule.dense_block(number, total)
     if reason is not None:
         return _refuse(run, Refusal(reason), block)
     least = max(run.settings.config.min_tokens, c_q, c_k)
@@ -240,7 +231,7 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     if not (q.dtype == k.dtype == v.dtype):
         return _refuse(run, Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block)
 
-    keys = [(place, nth, *row, layout.video_len, q.device, call.window) for row in _rows(call)]
+    keys = [(block, *row, layout.video_len, q.device, call.window) for row in call.rows()]
     result = _attend(run, q, k, v, layout, keys, scale)
     if isinstance(result, Refusal):
         return _refuse(run, result, block)
@@ -256,14 +247,6 @@ def _refuse(run: Run, refusal: Refusal, block: str | None) -> Refusal:
     if run.stats.dense_call(refusal.reason, block, refusal.detail) and not refusal.reason.expected:
         log.warning("SVG2: dense attention: %s", run.stats.notices[refusal.reason])
     return refusal
-
-
-def _rows(call: ModelCall) -> list[tuple]:
-    """For each batch row: its conditioning and its place within the conditioning's chunk. Empty if that is not known."""
-    if not call.uuids:
-        return []
-    chunk = call.batch // len(call.uuids)
-    return [(call.uuids[row // chunk], row % chunk) for row in range(call.batch)]
 
 
 def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[AttentionResult, str] | Refusal:

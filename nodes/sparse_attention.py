@@ -8,7 +8,7 @@ from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS, SVG2Config
 from ..svg2_core.ops import registry
 from ..svg2_core.presets import PRESETS, preset_config
 from ..svg2_core.stats import StatsHandle
-from .layouts import detect_family
+from .layouts import preset_family
 from .patch import Settings, apply_patch
 
 Stats = io.Custom("SVG2_STATS")
@@ -27,9 +27,9 @@ class SVG2SparseAttention(io.ComfyNode):
                 "Makes a video diffusion model faster by sparse attention over semantic clusters (Sparse VideoGen2), "
                 "without retraining. Place it between the model and the sampler. Knobs at their auto value follow the preset."
             ),
-            search_aliases=["sparse attention", "svg2", "sparse videogen", "speed up wan", "faster video"],
+            search_aliases=["sparse attention", "svg2", "sparse videogen", "speed up wan", "speed up hunyuan", "faster video"],
             inputs=[
-                io.Model.Input("model", tooltip="A video diffusion model (Wan 2.1 or 2.2). Other models run dense, with the reason in the log."),
+                io.Model.Input("model", tooltip="A video diffusion model: Wan, HunyuanVideo, Cosmos and others. What SVG2 cannot serve runs dense, with the reason in the log."),
                 io.Boolean.Input("enabled", default=True, tooltip="Off passes the model through untouched, to compare."),
                 io.Combo.Input("preset", options=list(PRESETS), default="auto",
                     tooltip="Fills every knob left at auto. auto: balanced. quality: closest to dense. turbo: fastest. paper: the published settings, without compensation."),
@@ -77,9 +77,8 @@ class SVG2SparseAttention(io.ComfyNode):
         compensation="auto",
         backend="auto",
     ) -> io.NodeOutput:
-        family = detect_family(model)
         config = build_config(
-            preset_config(preset, family or "wan_t2v"),
+            preset_config(preset, preset_family(model)),
             q_clusters=(q_clusters, 0),
             k_clusters=(k_clusters, 0),
             top_p=(top_p, 0),
@@ -96,7 +95,7 @@ class SVG2SparseAttention(io.ComfyNode):
         handle = StatsHandle()
         if not enabled:
             return io.NodeOutput(model, handle)
-        return io.NodeOutput(apply_patch(model, Settings(config, family, backend, handle)), handle)
+        return io.NodeOutput(apply_patch(model, Settings(config, backend, handle)), handle)
 
 
 def build_config(preset: SVG2Config, **knobs: tuple) -> SVG2Config:

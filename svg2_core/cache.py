@@ -1,5 +1,6 @@
 """Centroids carried from step to step."""
 
+import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class CentroidCache:
     When full, entries that no call of this step or the last one used are dropped (a moving context window leaves them
     behind). If that is not enough the new entry is refused, and its block starts cold each step: steady, where evicting
     the least recently used would evict every entry just before its use (a model's blocks are visited in a cycle).
+    Several threads may share it, one per GPU.
     """
 
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES):
@@ -44,22 +46,25 @@ class CentroidCache:
         self.now = 0  # the current sampling step; the run sets it
         self._entries: dict[Hashable, Centroids] = {}
         self._used_at: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Centroids | None:
-        if key in self._entries:
-            self._used_at[key] = self.now
-        return self._entries.get(key)
+        with self._lock:
+            if key in self._entries:
+                self._used_at[key] = self.now
+            return self._entries.get(key)
 
     def put(self, key: Hashable, entry: Centroids) -> None:
-        self._remove(key)
-        if self.used_bytes + entry.nbytes > self.limit_bytes:
-            for stale in [k for k, step in self._used_at.items() if step < self.now - 1]:
-                self._remove(stale)
-        if self.used_bytes + entry.nbytes > self.limit_bytes:
-            return
-        self._entries[key] = entry
-        self._used_at[key] = self.now
-        self.used_bytes += entry.nbytes
+        with self._lock:
+            self._remove(key)
+            if self.used_bytes + entry.nbytes > self.limit_bytes:
+                for stale in [k for k, step in self._used_at.items() if step < self.now - 1]:
+                    self._remove(stale)
+            if self.used_bytes + entry.nbytes > self.limit_bytes:
+                return
+            self._entries[key] = entry
+            self._used_at[key] = self.now
+            self.used_bytes += entry.nbytes
 
     def _remove(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
@@ -68,9 +73,10 @@ class CentroidCache:
             self.used_bytes -= entry.nbytes
 
     def clear(self) -> None:
-        self._entries.clear()
-        self._used_at.clear()
-        self.used_bytes = 0
+        with self._lock:
+            self._entries.clear()
+            self._used_at.clear()
+            self.used_bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -5,13 +5,16 @@ from dataclasses import replace
 from .config import SVG2Config
 
 PRESETS = ("auto", "quality", "balanced", "turbo", "paper")
-FAMILIES = ("wan_t2v", "wan_i2v")
+FAMILIES = ("wan_t2v", "wan_i2v", "hunyuan_video", "cosmos", "other")
 
 # The published scripts (arXiv 2505.18875): top_p 0.9, at least 10% of the key clusters, 50 iterations at first use and
 # 2 per step, block 0 dense, skipped pairs dropped. Query clusters: 300 at Wan 720p (75,600 tokens) and 200 at 480p
 # (32,760), which a square root of the tokens fits: 1.09 * sqrt(N) gives 300 and 197. Key clusters: 1000 at both;
 # shorter sequences keep the 480p size of 32.76 tokens per cluster. Warm-up: text-to-video 10 of 50 steps;
-# image-to-video 14 of 40 at 720p (480p: 8 of 40; the longer one is used for both).
+# image-to-video 14 of 40 at 720p (480p: 8 of 40; the longer one is used for both). HunyuanVideo: 400/1000 clusters at
+# 720p (118,800 tokens: 1.16 * sqrt(N)), 200/1000 at 480p; warm-up 5 of 50 steps (480p: 2). Cosmos 1.0 14B at 704 x 1280
+# (56,320 tokens): 400/1000 clusters (1.69 * sqrt(N)), warm-up 10 of 35. Nothing is published for other models: they take
+# text-to-video Wan's.
 _PAPER = SVG2Config(
     top_p=0.9,
     min_k_ratio=0.1,
@@ -56,7 +59,10 @@ _COMMON = {
 
 _BY_FAMILY = {
     "wan_t2v": {**_COMMON, "paper": _PAPER},
-    "wan_i2v": {**_COMMON, "paper": replace(_PAPER, warmup_fraction=0.35)},
+    "wan_i2v": {**_COMMON, "paper": replace(_PAPER, warmup_fraction=14 / 40)},
+    "hunyuan_video": {**_COMMON, "paper": replace(_PAPER, warmup_fraction=5 / 50, q_clusters_per_sqrt_token=1.16)},
+    "cosmos": {**_COMMON, "paper": replace(_PAPER, warmup_fraction=10 / 35, q_clusters_per_sqrt_token=1.69)},
+    "other": {**_COMMON, "paper": _PAPER},
 }
 
 

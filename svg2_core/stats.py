@@ -1,5 +1,6 @@
 """What ran and why: counters during a run, an immutable report after it."""
 
+import threading
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
@@ -94,7 +95,7 @@ class Stopwatch:
 
 
 class RunStats:
-    """Counters of one run. Nothing here waits for the device before `report`."""
+    """Counters of one run, from one thread per GPU. Nothing here waits for the device before `report`."""
 
     def __init__(self):
         self.began = time.perf_counter()
@@ -106,30 +107,34 @@ class RunStats:
         self._watches: list[tuple[int, Stopwatch]] = []
         self._sigmas: dict[int, float] = {}
         self._labels: dict[str, None] = {}  # an ordered set: blocks in the order they were first seen
+        self._lock = threading.Lock()
 
     @torch.compiler.disable
     def model_call(self, step: int, sigma: float, device: torch.device) -> Stopwatch:
         """Begin timing one model evaluation; the caller stops the watch."""
-        self._sigmas.setdefault(step, sigma)
         watch = Stopwatch(device)
-        self._watches.append((step, watch))
+        with self._lock:
+            self._sigmas.setdefault(step, sigma)
+            self._watches.append((step, watch))
         return watch
 
     def dense_call(self, reason: Reason, block: str | None = None, detail: str = "") -> bool:
         """Count a dense call; True the first time this run sees the reason."""
-        if block is not None:
-            self._labels.setdefault(block)
-        self.dense[reason] += 1
-        first = reason not in self.notices
-        if first:
-            self.notices[reason] = reason.sentence + (f" ({detail})" if detail else "")
-        return first
+        with self._lock:
+            if block is not None:
+                self._labels.setdefault(block)
+            self.dense[reason] += 1
+            first = reason not in self.notices
+            if first:
+                self.notices[reason] = reason.sentence + (f" ({detail})" if detail else "")
+            return first
 
     def sparse_call(self, step: int, block: str, tokens: int, density: torch.Tensor, backend: str) -> None:
-        self._labels.setdefault(block)
-        self._densities.append((step, block, density))
-        self.tokens = max(self.tokens, tokens)
-        self.backend = backend
+        with self._lock:
+            self._labels.setdefault(block)
+            self._densities.append((step, block, density))
+            self.tokens = max(self.tokens, tokens)
+            self.backend = backend
 
     def report(self, completed: bool) -> RunReport:
         """Sum up; waits for the device once."""

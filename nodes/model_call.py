@@ -1,0 +1,110 @@
+"""One evaluation of the diffusion model: what its arguments tell of the attention calls to come."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..svg2_core.reasons import Reason, Refusal
+
+
+@dataclass
+class ModelCall:
+    """One evaluation of `network`, as the DIFFUSION_MODEL wrapper sees it. Lives as long as the evaluation.
+
+    inputs: the arguments of the network's forward, by name;
+    video_tokens: tokens of the latent alone (references and contexts may add more);
+    other_lengths: sequence lengths of its other inputs, which a cross-attention has as its keys;
+    refusal: why no call of this evaluation can be sparse;
+    uuids: of the conditionings whose chunks make up the batch, empty if they do not; window: of a context window;
+    block: the block that runs now, of a network that does not announce it (block_numbers.py).
+    """
+
+    network: torch.nn.Module
+    step: int
+    dense_step: Reason | None
+    inputs: dict[str, Any]
+    batch: int = 0
+    video_tokens: int = 0
+    other_lengths: frozenset[int] = frozenset()
+    refusal: Refusal | None = None
+    uuids: tuple = ()
+    window: tuple | None = None
+    block: int | None = None
+    seen: dict = field(default_factory=dict)  # self-attentions so far, by place
+    delegating: bool = False  # a dense call is on its way through the overrides below ours
+    _once: dict = field(default_factory=dict)
+
+    def tokens_of(self, latent: torch.Tensor) -> int:
+        """Tokens of a latent `[B, C, T, H, W]` cut into this network's patches, padded up to whole patches."""
+        return math.prod(math.ceil(n / p) for n, p in zip(latent.shape[2:], patch_size(self.network), strict=True))
+
+    def once(self, key: torch.Tensor, compute: Callable[[], Any]) -> Any:
+        """The value computed for this very tensor the first time it is met in this evaluation."""
+        if id(key) not in self._once:
+            self._once[id(key)] = (key, compute())  # keeps the tensor, so that its id is not given to another
+        return self._once[id(key)][1]
+
+    def rows(self) -> list[tuple]:
+        """For each batch row: its conditioning and its place within the conditioning's chunk. Empty if that is not known."""
+        if not self.uuids:
+            return []
+        chunk = self.batch // len(self.uuids)
+        return [(self.uuids[row // chunk], row % chunk) for row in range(self.batch)]
+
+
+def open_call(step, dense_step, network, forward, args, kwargs, options: dict, videos: int) -> ModelCall:
+    """Read the arguments of an evaluation. videos: how many are sampled together."""
+    inputs = by_name(forward, args, kwargs)
+    call = ModelCall(network, step, dense_step, inputs)
+    streams = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]  # video, then sound
+    latent = streams[0]
+    call.refusal = _not_a_video(network, latent)
+    if call.refusal is not None:
+        return call
+    call.batch = latent.shape[0]
+    call.video_tokens = call.tokens_of(latent)
+    contexts = {x.shape[-2] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() == 3}
+    call.other_lengths = frozenset(contexts.union(*(x.shape[2:] for x in streams[1:])))
+    # A model-function wrapper may split the host's batch without saying so: then no row is known to be whose.
+    uuids = tuple(options.get("uuids") or ())
+    call.uuids = uuids if len(uuids) * videos == call.batch else ()
+    window = getattr(options.get("context_window"), "index_list", None)
+    call.window = None if window is None else tuple(window)
+    return call
+
+
+def by_name(forward: Callable, args, kwargs) -> dict[str, Any]:
+    """The arguments of a call of `forward` by their names; those of a `**kwargs` among them."""
+    signature = inspect.signature(forward)
+    try:
+        named = dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError:  # another node's wrapper changed them: the model will say so itself, or knows more than its signature
+        return dict(kwargs)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(named.pop(name, {}))
+    return named
+
+
+def _not_a_video(network, latent) -> Refusal | None:
+    if not isinstance(latent, torch.Tensor) or latent.dim() != 5:
+        return Refusal(Reason.UNKNOWN_LAYOUT, "its latents are not videos")
+    if patch_size(network) is None:
+        return Refusal(Reason.UNKNOWN_LAYOUT, "its patch size is not known")
+    return None
+
+
+def patch_size(network) -> tuple[int, int, int] | None:
+    """Latent frames, rows and columns per token as the network states them, None if it does not."""
+    if hasattr(network, "patch_spatial"):  # Cosmos
+        return network.patch_temporal, network.patch_spatial, network.patch_spatial
+    size = getattr(getattr(network, "patchifier", network), "patch_size", None)  # a patchifier: LTX-Video
+    if isinstance(size, int) and hasattr(network, "patch_size_t"):  # CogVideoX
+        return network.patch_size_t or 1, size, size
+    if isinstance(size, (list, tuple)) and len(size) == 3:
+        return tuple(size)
+    return None
