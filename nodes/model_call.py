@@ -67,7 +67,8 @@ def open_call(step, dense_step, network, forward, args, kwargs, options: dict, v
         return call
     call.batch = latent.shape[0]
     call.video_tokens = call.tokens_of(latent)
-    contexts = {x.shape[-2] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() == 3}
+    # [B, L, C]; a [B, L, 1] is a timestep per token.
+    contexts = {x.shape[1] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() == 3 and x.shape[2] > 1}
     call.other_lengths = frozenset(contexts.union(*(x.shape[2:] for x in streams[1:])))
     # A model-function wrapper may split the host's batch without saying so: then no row is known to be whose.
     uuids = tuple(options.get("uuids") or ())
