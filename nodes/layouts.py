@@ -106,7 +106,11 @@ def preset_family(model) -> str:
 def find_layout(call: ModelCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> Layout | Refusal:
     """Where the video tokens of q, k, v `[B, H, N, D]` sit, or why the call is not video self-attention."""
     batch, _, tokens, _ = q.shape
-    if k.shape[2] != tokens or batch != call.batch:
+    keys = k.shape[2]
+    if keys == call.video_tokens != tokens and not {tokens, keys} & call.other_lengths:
+        # For one, LTX-Video with a guide of less than full strength: parts of the video under masks of their own.
+        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} queries over {keys:,} keys: a part of the video on its own")
+    if keys != tokens or batch != call.batch:
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
     found = family_of(call.network).video(call, tokens)
     if isinstance(found, Refusal):

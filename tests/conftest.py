@@ -15,6 +15,27 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
+
+def _spare_the_interpreter_vain_work():
+    """Half of its time goes into patching triton.language anew at every call of a helper function, a quarter of the
+    rest into overflow checks that nobody reads unless debugging."""
+    from triton.runtime import interpreter
+
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    patched = set()
+
+    def call(self, *args, **kwargs):
+        if self.fn not in patched:
+            patched.add(self.fn)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    _spare_the_interpreter_vain_work()
+
 ROOT = Path(__file__).resolve().parents[1]
 ALIAS = "svg2_pack"
 
@@ -26,6 +47,9 @@ def _load(name: str, path: Path, **kwargs):
     spec.loader.exec_module(module)
     return module
 
+
+# Helpers beside the tests (brute_force, tiny_models) are imported by their names, from any folder of tests.
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("kernels", "models")]
 
 # ComfyUI loads a pack by file location under a name nobody controls. So do the tests, all under this one.
 _load(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
@@ -46,3 +70,32 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With `-m models`: the table of families, one row per variant, of the tests that passed and of those that did not."""
+    if config.option.markexpr != "models":
+        return
+    rows = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in report.user_properties:
+                if name == "models" and report.when == "call":
+                    rows.setdefault(value["variant"], {"agrees": True}).update(value)
+                    rows[value["variant"]]["agrees"] &= outcome == "passed"
+    columns = ("variant", "tokens", "sparse", "dense", "top_p = 1", "calls, off", "calls, centroid", "agrees")
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows.values())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    terminalreporter.section("models: tokens of video, calls, relative errors")
+    for row in cells:
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.0e}"
+    if isinstance(value, dict):
+        return ", ".join(f"{reason} {count}" for reason, count in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return "" if value is None else str(value)

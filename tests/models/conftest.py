@@ -1,11 +1,6 @@
-"""The helpers beside the tests (demo_video, recorded_attention) are imported by their names."""
-
-import sys
-from pathlib import Path
+"""Shared by the tests on models."""
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,7 @@
 """The node, and small models of the host's exact architecture."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-spec = importlib.util.spec_from_file_location("tiny_wan", Path(__file__).parents[1] / "models" / "tiny_wan.py")
-tiny_wan = importlib.util.module_from_spec(spec)
-sys.modules["tiny_wan"] = tiny_wan
-spec.loader.exec_module(tiny_wan)
+import tiny_wan
 
 
 @pytest.fixture(scope="session")
