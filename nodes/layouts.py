@@ -26,10 +26,17 @@ def whole_sequence(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
 
 
 def latent_only(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
-    """The general rule: nothing but the latent's tokens."""
+    """The general rule: nothing but the latent's tokens, of more than one frame."""
+    if call.frames == 1:
+        return an_image(call, tokens)
     if tokens > call.video_tokens:
         return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens, and the latent has {call.video_tokens:,}")
     return whole_sequence(call, tokens)
+
+
+def an_image(call: ModelCall, tokens: int) -> Refusal:
+    """A model that makes images."""
+    return Refusal(Reason.UNKNOWN_LAYOUT, "its latent is an image")
 
 
 def after_text(*text: str, references: str | None = None) -> VideoRange:
@@ -44,6 +51,19 @@ def after_text(*text: str, references: str | None = None) -> VideoRange:
         if tokens > start + video:
             return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens are not {start:,} of text and {video:,} of video")
         return start, video
+
+    return find
+
+
+def before_text(text: str) -> VideoRange:
+    """The video, then the text `[B, L, C]` of that input, less what its mask drops."""
+
+    def find(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
+        if tokens < call.video_tokens:
+            return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+        if tokens > call.video_tokens + call.inputs[text].shape[1]:
+            return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens, and the latent has {call.video_tokens:,}")
+        return 0, call.video_tokens
 
     return find
 
@@ -64,7 +84,8 @@ class Family:
     video: first video token and their count in a self-attention of so many tokens, or why that is not known;
     preset: name of its presets in svg2_core.presets;
     blocks: the network's lists of blocks in the order they run, none for its longest list;
-    numbered: the host announces the number of the block that runs.
+    numbered: the host announces the number of the block that runs;
+    wrapped: the network calls DIFFUSION_MODEL wrappers.
     """
 
     network: str
@@ -72,6 +93,7 @@ class Family:
     preset: str = "other"
     blocks: tuple[str, ...] = ()
     numbered: bool = False
+    wrapped: bool = True
 
 
 FAMILIES = (
@@ -80,8 +102,10 @@ FAMILIES = (
     Family("comfy.ldm.hunyuan_video.model.HunyuanVideo", after_text("context", "txt_byt5", "clip_fea", references="ref_latent"),
            "hunyuan_video", ("double_blocks", "single_blocks"), numbered=True),
     Family("comfy.ldm.cosmos.model.GeneralDIT", whole_sequence, "cosmos"),
+    Family("comfy.ldm.anima.model.Anima", an_image),  # derives from the next one
     Family("comfy.ldm.cosmos.predict2.MiniTrainDIT", whole_sequence, "cosmos", numbered=True),
     Family("comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel", after_text("context")),
+    Family("comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint", before_text("c_crossattn"), wrapped=False),
     Family("comfy.ldm.minimax.model.MiniMaxH3Model", at_the_end),
 )  # fmt: skip
 
@@ -93,6 +117,12 @@ def family_of(network: torch.nn.Module) -> Family:
     # By name: a class that this version of the host does not have costs nothing and breaks nothing.
     names = {f"{c.__module__}.{c.__qualname__}" for c in type(network).__mro__}
     return next((family for family in FAMILIES if family.network in names), _GENERAL)
+
+
+@torch.compiler.disable
+def calls_wrapper(network: torch.nn.Module) -> bool:
+    """Whether a network calls DIFFUSION_MODEL wrappers."""
+    return family_of(network).wrapped
 
 
 def preset_family(model) -> str:

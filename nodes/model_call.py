@@ -16,7 +16,7 @@ class ModelCall:
     """One evaluation of `network`, as the DIFFUSION_MODEL wrapper sees it. Lives as long as the evaluation.
 
     inputs: the arguments of the network's forward, by name;
-    video_tokens: tokens of the latent alone (references and contexts may add more);
+    frames, video_tokens: of the latent alone (references and contexts may add more);
     other_lengths: sequence lengths of its other inputs, which a cross-attention has as its keys;
     refusal: why no call of this evaluation can be sparse;
     uuids: of the conditionings whose chunks make up the batch, empty if they do not; window: of a context window;
@@ -28,6 +28,7 @@ class ModelCall:
     dense_step: Reason | None
     inputs: dict[str, Any]
     batch: int = 0
+    frames: int = 0
     video_tokens: int = 0
     other_lengths: frozenset[int] = frozenset()
     refusal: Refusal | None = None
@@ -65,7 +66,7 @@ def open_call(step, dense_step, network, forward, args, kwargs, options: dict, v
     call.refusal = _not_a_video(network, latent)
     if call.refusal is not None:
         return call
-    call.batch = latent.shape[0]
+    call.batch, call.frames = latent.shape[0], latent.shape[2]
     call.video_tokens = call.tokens_of(latent)
     # [B, L, C]; a [B, L, 1] is a timestep per token.
     contexts = {x.shape[1] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() == 3 and x.shape[2] > 1}
@@ -104,8 +105,8 @@ def patch_size(network) -> tuple[int, int, int] | None:
     if hasattr(network, "patch_spatial"):  # Cosmos
         return network.patch_temporal, network.patch_spatial, network.patch_spatial
     size = getattr(getattr(network, "patchifier", network), "patch_size", None)  # a patchifier: LTX-Video
-    if isinstance(size, int) and hasattr(network, "patch_size_t"):  # CogVideoX
-        return network.patch_size_t or 1, size, size
+    if isinstance(size, int):  # of rows and columns: CogVideoX, Mochi
+        return getattr(network, "patch_size_t", None) or 1, size, size
     if isinstance(size, (list, tuple)) and len(size) == 3:
         return tuple(size)
     return None

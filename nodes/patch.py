@@ -22,7 +22,7 @@ from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
 from ..svg2_core.stats import RunStats, StatsHandle
 from .block_numbers import block_and_total, watch_blocks
-from .layouts import find_layout
+from .layouts import calls_wrapper, find_layout
 from .model_call import ModelCall, open_call
 
 KEY = "svg2"  # of the wrappers and callbacks
@@ -48,6 +48,7 @@ def apply_patch(model, settings: Settings):
     wrappers = (
         (WrappersMP.OUTER_SAMPLE, _outer_sample(settings)),
         (WrappersMP.DIFFUSION_MODEL, _diffusion_model),
+        (WrappersMP.APPLY_MODEL, _apply_model),
     )
     for kind, wrapper in wrappers:
         model.remove_wrappers_with_key(kind, KEY)
@@ -72,13 +73,11 @@ class Run:
         self.heads_at_a_time: int | None = None  # set when memory ran short
 
     @torch.compiler.disable
-    def model_call(self, executor, args, kwargs, options: dict) -> ModelCall:
+    def model_call(self, network, forward, args, kwargs, options: dict) -> ModelCall:
         """Open one evaluation. Reads the current sigma: the only wait for the device in an evaluation without padding."""
         step = self.schedule.step_of(options["sigmas"].flatten()[0].item())
         self.cache.now = step
-        return open_call(
-            step, self.schedule.dense_step(step), executor.class_obj, executor.original, args, kwargs, options, self.batch
-        )
+        return open_call(step, self.schedule.dense_step(step), network, forward, args, kwargs, options, self.batch)
 
     def finish(self, completed: bool) -> None:
         self.cache.clear()
@@ -119,16 +118,28 @@ def _is_continuation(guider, noise: torch.Tensor, sigmas: torch.Tensor) -> bool:
     return not bool(noise.any()) and float(sigmas[0]) < 0.999 * top
 
 
-# Not recursive: the model inside may be compiled; only this frame must not be traced.
 def _diffusion_model(executor, *args, **kwargs):
-    """The DIFFUSION_MODEL wrapper: opens each model evaluation."""
+    """The DIFFUSION_MODEL wrapper: around the network's forward."""
+    return _evaluation(executor, executor.class_obj, args, kwargs)
+
+
+def _apply_model(executor, *args, **kwargs):
+    """The APPLY_MODEL wrapper, one level further out: for networks that do not call the one above."""
+    network = executor.class_obj.diffusion_model
+    if calls_wrapper(network):
+        return executor(*args, **kwargs)
+    return _evaluation(executor, network, args, kwargs)
+
+
+def _evaluation(executor, network, args, kwargs):
+    """Open an evaluation of the network for the calls of the override inside it."""
     values = [*args, *kwargs.values()]
     # Where the options stand among the arguments differs by model, so they are found by what they hold.
     options = next((a for a in values if isinstance(a, dict) and _RUN in a), None)
     if options is None:
         return executor(*args, **kwargs)
     run: Run = options[_RUN]
-    call = run.model_call(executor, args, kwargs, options)
+    call = run.model_call(network, executor.original, args, kwargs, options)
     options[_CALL] = call
     watch = run.stats.model_call(call.step, run.schedule.sigmas[call.step], options["sigmas"].device)
     stop_watching_blocks = watch_blocks(call)
@@ -141,7 +152,10 @@ def _diffusion_model(executor, *args, **kwargs):
             watch.stop()
 
 
+# Not recursive: the model inside may be compiled; only these frames must not be traced.
 _diffusion_model = torch.compiler.disable(_diffusion_model, recursive=False)
+_apply_model = torch.compiler.disable(_apply_model, recursive=False)
+_evaluation = torch.compiler.disable(_evaluation, recursive=False)
 
 
 def _stay_on_top(settings: Settings) -> Callable:
