@@ -1,0 +1,89 @@
+"""What the layouts cannot prove stays dense and says so; what the general rule can prove needs no entry of its own."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+from svg2_pack.svg2_core.metrics import rel_l2
+
+VARIANTS = {v.name: v for v in tiny_models.VARIANTS}
+EVERYWHERE = {"warmup_steps": 0, "dense_blocks": ""}
+
+
+@pytest.fixture
+def no_families(host, monkeypatch):
+    """As if no model had an entry: the general rule serves all."""
+    from svg2_pack.nodes import layouts
+
+    monkeypatch.setattr(layouts, "FAMILIES", ())
+
+
+def dense_and_sparse(variant, svg2, **inputs):
+    """-> (dense sample, sample with the node, report)"""
+    model = variant.build()
+    patched, stats = svg2(model, **EVERYWHERE, **inputs)
+    dense = tiny_models.sample(variant, model)
+    return dense, tiny_models.sample(variant, patched), stats.latest()
+
+
+@pytest.mark.parametrize("name", ["wan2.1 t2v", "cosmos t2v", "cosmos predict2 v2w", "ltxv t2v", "kandinsky5 lite t2v"])
+def test_the_general_rule(svg2, no_families, name):
+    """Queries and keys are the latent's tokens and nothing else."""
+    dense, sample, report = dense_and_sparse(VARIANTS[name], svg2, top_p=1.0)
+    assert rel_l2(sample, dense) <= 1e-4
+    assert report.sparse_calls == 2 * VARIANTS[name].blocks and report.dense_calls == {}
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video t2v", "cogvideox t2v", "minimax t2v", "wan2.1 phantom", "cosmos predict2 t2i"])
+def test_what_the_general_rule_cannot_prove(svg2, no_families, name):
+    """Text or references within the sequence, or an image."""
+    dense, sample, report = dense_and_sparse(VARIANTS[name], svg2, top_p=0.3)
+    assert torch.equal(sample, dense)
+    assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"} and report.notices
+
+
+def test_parts_of_a_video_under_masks_of_their_own(svg2):
+    """LTX-Video with a guide at half strength: no call has all queries."""
+    variant = VARIANTS["ltxv guide"]
+    conditioning = copy.deepcopy(variant.conditioning())
+    conditioning[0][1]["guide_attention_entries"][0]["strength"] = 0.5
+    dense, sample, report = dense_and_sparse(replace(variant, conditioning=lambda seed=0: conditioning), svg2, top_p=0.3)
+    assert torch.equal(sample, dense)
+    assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"}
+    assert "a part of the video on its own" in report.notices[0]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"enable_gqa": True}, "unknown_layout"),
+        ({"keys": 64}, "not_video_self_attention"),
+        ({"key_width": 64}, "unknown_layout"),
+        ({"batch": 2}, "not_video_self_attention"),
+        ({"mask": "causal"}, "unsupported_mask"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_calls_that_are_not_plain_self_attention(wan, svg2, monkeypatch, change, reason):
+    """Made from a real call of the model, inside a run."""
+    from svg2_pack.nodes import patch
+
+    reasons = []
+    answer = patch.sparse_or_refusal
+
+    def changed(run, call, options, q, k, v, mask, scale):
+        if q.shape[2] == 320 == k.shape[2]:
+            width = change.get("key_width", 128)
+            x = q.expand(change.get("batch", 1), -1, -1, -1)
+            keys, values = (t.expand(x.shape[0], -1, -1, -1)[:, :, : change.get("keys", 320), :width] for t in (k, v))
+            causal = torch.ones(320, 320, dtype=torch.bool).tril() if change.get("mask") else None
+            refusal = patch.not_a_candidate(run, call, change)
+            reasons.append((refusal or answer(run, call, options, x, keys, values, causal, scale)).reason.value)
+        return answer(run, call, options, q, k, v, mask, scale)
+
+    monkeypatch.setattr(patch, "sparse_or_refusal", changed)
+    patched, stats = svg2(wan, **EVERYWHERE)
+    tiny_models.tiny_wan.sample(patched, steps=1)
+    assert reasons == [reason] * 3 and stats.latest().sparse_calls == 3
