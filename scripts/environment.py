@@ -32,6 +32,9 @@ TRITON = "triton==3.7.1"  # without a GPU, for its interpreter and its compiler
 CUDA = "cu130"
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 TOOLS = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.12,<1", "matplotlib>=3.8,<4", "scikit-image>=0.22,<1"]
+# The tests run the CUDA kernels on a CPU, compiled for it.
+if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    TOOLS.append("ziglang>=0.14,<0.18")
 
 _began = time.monotonic()
 

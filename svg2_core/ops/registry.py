@@ -98,7 +98,15 @@ def implementation(package: str, backend: str) -> ModuleType:
     """The module of an operation (its package name) that implements `backend`; imported at first use."""
     if backend not in NAMES:
         raise ValueError(f"backend: {backend!r} is not accepted; it takes {', '.join(NAMES)}")
-    return importlib.import_module(".reference" if backend == "torch" else f".{backend}", package)
+    return importlib.import_module(_file(package, backend), package)
+
+
+def _file(package: str, backend: str) -> str:
+    if backend == "torch":
+        return ".reference"
+    if backend == "cuda" and not package.endswith(".dynamic_attention"):
+        return ".triton"  # clusters and maps are Triton's; the prebuilt kernels are the attention
+    return f".{backend}"
 
 
 def check_name(requested: str) -> None:

@@ -11,7 +11,8 @@ import torch
 # The helpers beside the tests (brute_force, cases, accuracy) are imported by their names.
 sys.path.insert(0, str(Path(__file__).parent))
 
-BACKENDS = ["torch", "triton"] if importlib.util.find_spec("triton") else ["torch"]  # Triton has no macOS build
+# Triton has no macOS build. The prebuilt CUDA kernels run natively on a GPU, and in an emulator without one.
+BACKENDS = ["torch", "triton", "cuda"] if importlib.util.find_spec("triton") else ["torch"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -30,9 +31,20 @@ _SLOW_WHEN_INTERPRETED = {
 
 
 def pytest_collection_modifyitems(items):
-    """Without a GPU, Triton runs in its interpreter: leave out what that cannot do, or not in time."""
+    """Leave out what a backend does not do; and, without a GPU, what Triton's interpreter cannot do, or not in time."""
+    items[:] = [item for item in items if not _not_for_cuda(item)]
     if os.environ.get("TRITON_INTERPRET") == "1":
         items[:] = [item for item in items if not _not_for_the_interpreter(item)]
+
+
+def _not_for_cuda(item) -> bool:
+    """The prebuilt kernels are the attention alone, in 16 bits, for two head dimensions."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("backend") == "cuda" and (
+        item.path.name != "test_dynamic_attention.py"
+        or parameters.get("dtype") == torch.float32
+        or parameters.get("d", 64) not in (64, 128)
+    )
 
 
 def _not_for_the_interpreter(item) -> bool:
@@ -48,8 +60,25 @@ def _not_for_the_interpreter(item) -> bool:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
+def backend(request, monkeypatch) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        import emulated_cuda
+        from svg2_pack.svg2_core.ops.dynamic_attention import cuda
+
+        module = emulated_cuda.Module()
+        monkeypatch.setattr(cuda, "load", lambda device: module)
+        request.addfinalizer(lambda: _no_bank_conflicts(module))
     return request.param
+
+
+def _no_bank_conflicts(module) -> None:
+    assert module.conflicts.value == 0, "rows of shared memory that are read together lie in the same banks"
+
+
+@pytest.fixture
+def precise(backend) -> torch.dtype:
+    """The backend's most precise dtype."""
+    return torch.float16 if backend == "cuda" else torch.float32
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

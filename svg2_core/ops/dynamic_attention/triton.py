@@ -7,12 +7,12 @@ sized by shapes: no number ever travels to the host.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from ..triton_common import INTERPRETED, dot
 from .configs import config_for_device
+from .tiles import in_precision, launches, text_queries
 
 
 @triton.jit
@@ -171,39 +171,19 @@ def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout
 
     n_text = n - layout.video_len
     bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
-    if tail is not None:  # virtual keys and values in the inputs' precision, as all other keys and values are
-        tail = tail._replace(keys=tail.keys.to(q.dtype).contiguous(), values=tail.values.to(q.dtype).contiguous())
-    # Whole tiles of a cluster are high; what is left of it takes a low tile if it fits.
+    tail = None if tail is None else in_precision(tail, q.dtype)
     high, low = config.high, config.low
-    rest = q_clusters.sizes % high.rows
-    fits_low = (rest > 0) & (rest <= low.rows)
-    launches = (
-        (high, q_clusters.sizes // high.rows + (rest > low.rows), triton.cdiv(layout.video_len, high.rows) + c_q, False),
-        (low, fits_low, c_q, True),
-    )
-    for tile, counts, most, is_rest in launches:
-        attention_kernel[most, rows](
-            q, k, v, out, q_clusters.order, q_clusters.offsets, counts.cumsum(-1, dtype=torch.int32), k_clusters.order,
+    for launch in launches(q_clusters, layout.video_len, high.rows, low.rows):
+        tile = low if launch.rest else high
+        attention_kernel[launch.most, rows](
+            q, k, v, out, q_clusters.order, q_clusters.offsets, launch.ends, k_clusters.order,
             ids, ends, shifts, first_rank, n_selected, n_filled, n_keys,
             q if bias is None else bias, *((q, q, q) if tail is None else tail),
             scale * 1.4426950408889634, h, layout.video_len, layout.video_start, n_text, c_q, c_k, tiles,
             *q.stride(), *k.stride(), *v.stride(), *out.stride(),
             D=d, BLOCK_M=tile.rows, BLOCK_N=config.keys, BLOCK_D=max(16, triton.next_power_of_2(d)),
-            BLOCK_C=max(16, triton.next_power_of_2(c_q)), REST=is_rest, FULL=high.rows,
+            BLOCK_C=max(16, triton.next_power_of_2(c_q)), REST=launch.rest, FULL=high.rows,
             HAS_TEXT=n_text > 0, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, UPCAST=INTERPRETED,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
-    if n_text:
-        _text_queries(q, k, v, out, layout, scale, bias)
-
-
-def _text_queries(q, k, v, out, layout, scale, bias):
-    """Text queries attend to every key: torch's own attention serves them."""
-    mask = None
-    if bias is not None:
-        mask = q.new_zeros(q.shape[0], 1, 1, q.shape[2])
-        mask[..., : layout.video_start] = bias[:, None, None, : layout.video_start]
-        mask[..., layout.video.stop :] = bias[:, None, None, layout.video_start :]
-    for part in (slice(0, layout.video_start), slice(layout.video.stop, q.shape[2])):
-        if part.start < part.stop:
-            out[:, :, part] = F.scaled_dot_product_attention(q[:, :, part], k, v, attn_mask=mask, scale=scale)
+    text_queries(q, k, v, out, layout, scale)
