@@ -1,7 +1,7 @@
 """Backends of the operations: what each one supports, checked before the call, and which failed.
 
 A backend is a name shared by all operations; each operation's folder holds its implementation in a file of that name
-(`reference.py` is "torch"). "auto" takes the first in `_BACKENDS`, fastest first, that supports the call and passed its
+(`reference.py` is "torch"). "auto" takes the first, in the order of preference.py, that supports the call and passed its
 self-test on that device. `SVG2_BACKEND` in the environment takes the place of "auto".
 """
 
@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 
 from ..reasons import Reason, Refusal
+from .preference import order_for
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Backend:
-    """unsupported: None where the backend takes the call, else a Refusal. fast_on: devices on which "auto" may take it."""
+    """unsupported: None where the backend takes the call, else a Refusal."""
 
     name: str
     unsupported: Callable[[Call], Refusal | None]
-    fast_on: Callable[[torch.device], bool]
 
 
 def _triton_unsupported(call: Call) -> Refusal | None:
@@ -78,15 +78,36 @@ def _torch_unsupported(call: Call) -> Refusal | None:
     return None
 
 
-# On a CPU Triton has only its interpreter, for tests; on a GPU plain torch is slower than dense attention. Either can
-# be asked for by name.
-_BACKENDS = (
-    Backend("triton", _triton_unsupported, fast_on=lambda device: device.type == "cuda"),
-    Backend("torch", _torch_unsupported, fast_on=lambda device: device.type != "cuda"),
-)
+def _cuda_unsupported(call: Call) -> Refusal | None:
+    if call.device.type != "cuda":
+        return Refusal(Reason.UNSUPPORTED_DEVICE, f"cuda: needs an NVIDIA GPU, not {call.device.type}")
+    refused = _triton_unsupported(call)  # its clusters and maps are Triton's
+    if refused is not None:
+        return Refusal(refused.reason, f"cuda needs {refused.detail}")
+    if call.head_dim not in (64, 128):
+        return Refusal(Reason.UNSUPPORTED_HEAD_DIM, f"cuda: head dimension {call.head_dim} is neither 64 nor 128")
+    try:
+        missing = _cuda_missing(call.device)
+    except torch.OutOfMemoryError as error:
+        return Refusal(Reason.OUT_OF_MEMORY, f"cuda: {error}")
+    return Refusal(Reason.NO_BACKEND, f"cuda: {missing}") if missing else None
 
-# Names a user may ask for; the prebuilt CUDA kernels are not part of this version.
-NAMES = ("cuda", "triton", "torch")
+
+def _cuda_missing(device: torch.device) -> str | None:
+    """Why the prebuilt kernels cannot be loaded on a GPU; None if they can."""
+    try:
+        from ...cuda import driver
+    except ImportError as error:  # the core alone, without the pack around it
+        return f"the prebuilt kernels are not part of this installation ({error})"
+    return driver.why_not("dynamic_attention_fa2", device)
+
+
+_BACKENDS = {
+    "cuda": Backend("cuda", _cuda_unsupported),
+    "triton": Backend("triton", _triton_unsupported),
+    "torch": Backend("torch", _torch_unsupported),
+}
+NAMES = tuple(_BACKENDS)  # what a user may ask for
 
 log = logging.getLogger("svg2")
 _retired: dict[str, str] = {}
@@ -121,9 +142,7 @@ def choose(requested: str, call: Call) -> str | Refusal:
         requested = os.environ.get("SVG2_BACKEND", "auto")
         if requested not in ("auto", *NAMES):
             return Refusal(Reason.NO_BACKEND, f"SVG2_BACKEND is {requested!r}; it takes auto, {', '.join(NAMES)}")
-    candidates = [b for b in _BACKENDS if b.name == requested or (requested == "auto" and b.fast_on(call.device))]
-    if not candidates:
-        return Refusal(Reason.NO_BACKEND, f"{requested}: not part of this version")
+    candidates = [_BACKENDS[name] for name in (order_for(call.device) if requested == "auto" else (requested,))]
     refusals = []
     for backend in candidates:
         refused = _refusal(backend, call)

@@ -73,7 +73,16 @@ def compile_for(launch, arch: int) -> dict:
         "rows": launch.args.get("BLOCK_M"), "registers": registers, "stack": stack, "local": local,
         "shared": compiled.metadata.shared, "cp_async": ptx.count("cp.async.c"),
         "wgmma": ptx.count("wgmma.mma_async"), "mma": ptx.count("mma.sync"),
+        "tiles": [size for name, size in launch.args.items() if name.startswith(("BLOCK_", "CHUNK", "FULL"))],
+        "factors_32": factors_of_narrow_products(compiled.asm["ttir"]),
     }  # fmt: skip
+
+
+def factors_of_narrow_products(ttir: str) -> list[int | None]:
+    """Of each 32-bit product in a kernel, the factor that is known when it is compiled; None if there is none."""
+    known = {name: int(value) for name, value in re.findall(r"(%\S+) = arith.constant (?:dense<)?(-?\d+)\b", ttir)}
+    products = re.findall(r"arith.muli (%\S+), (%\S+) .*: (?:i32|tensor<[\dx]+xi32>)", ttir)
+    return [known.get(a, known.get(b)) for a, b in products]
 
 
 def main() -> None:

@@ -27,6 +27,10 @@ def test_kernels_compile_and_fit(arch):
     for row in rows:
         assert row["stack"] == 0 and row["local"] == 0, f"spills: {row}"
         assert row["shared"] <= SHARED_KIB[arch] * 1024, row
+        # In 32 bits, nothing but an index is multiplied, and by nothing but a tile's size: that stays below the number of
+        # tokens. Strides and counts take addresses past 2^31. (Head dimensions of 80 and 96 cannot pass for a tile.)
+        assert set(row["factors_32"]) <= set(row["tiles"]), f"addresses past 2^31 wrap: {row}"
+    assert any(row["factors_32"] for row in rows), "32-bit products are not recognised any more"
     for row in rows:
         if row["kernel"] in ("attention_kernel", "assign_kernel"):
             assert row["cp_async"] > 0, f"keys are not loaded ahead: {row}"

@@ -146,7 +146,8 @@ def test_out_of_memory_with_one_head_is_dense(wan, svg2, dense_sample, monkeypat
 def test_a_backend_that_is_not_there(wan, svg2, dense_sample):
     patched, stats = svg2(wan, backend="cuda")
     assert torch.equal(sample(patched), dense_sample)
-    assert stats.latest().dense_calls["no_backend"] == 6
+    assert stats.latest().dense_calls["unsupported_device"] == 6
+    assert any("needs an NVIDIA GPU" in notice for notice in stats.latest().notices)
 
 
 def test_sparse_really_differs_from_dense(wan, svg2, dense_sample):

@@ -34,6 +34,52 @@ def test_a_device_torchs_reference_cannot_serve():
     assert isinstance(refusal, registry.Refusal) and refusal.reason is Reason.UNSUPPORTED_DEVICE
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on an NVIDIA GPU, where Triton and the prebuilt kernels are as `missing` says."""
+    missing = {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(registry, "_triton_missing", lambda: missing.get("triton"))
+    monkeypatch.setattr(registry, "_cuda_missing", lambda device: missing.get("cuda"))
+    monkeypatch.setattr(registry, "_self_test", lambda name, call: None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    return missing
+
+
+def on_gpu(head_dim=128, dtype=torch.bfloat16):
+    return registry.Call(torch.device("cuda", 0), dtype, head_dim)
+
+
+def test_the_order_on_a_gpu_is_the_tables(gpu, monkeypatch):
+    from svg2_pack.svg2_core.ops import preference
+
+    monkeypatch.setattr(preference, "MEASURED", {9: (("cuda", "triton"), "a record")})
+    assert registry.choose("auto", on_gpu()) == "cuda"
+    monkeypatch.setattr(preference, "MEASURED", {})
+    assert registry.choose("auto", on_gpu()) == "triton"
+
+
+def test_the_next_backend_takes_over(gpu):
+    assert registry.choose("cuda", on_gpu()) == "cuda"
+    assert registry.choose("auto", on_gpu(head_dim=96)) == "triton"
+    refusal = registry.choose("cuda", on_gpu(head_dim=96))
+    assert refusal.reason is Reason.UNSUPPORTED_HEAD_DIM and "64 nor 128" in refusal.detail
+    registry.retire("triton", RuntimeError("broken"))
+    assert registry.choose("auto", on_gpu()) == "cuda"
+    gpu["cuda"] = "the driver is too old"
+    refusal = registry.choose("cuda", on_gpu())
+    assert refusal.reason is Reason.NO_BACKEND and "the driver is too old" in refusal.detail
+    assert registry.choose("auto", on_gpu()).reason is Reason.KERNEL_FAILED, "never plain torch on a GPU"
+
+
+def test_without_triton_neither_kernel_runs(gpu):
+    """The prebuilt kernels are the attention; clusters and maps are Triton's."""
+    gpu["triton"] = "not installed (pip install triton)"
+    for name in ("auto", "triton", "cuda"):
+        refusal = registry.choose(name, on_gpu())
+        assert refusal.reason is Reason.NO_BACKEND and "pip install triton" in refusal.detail
+
+
 def test_names():
     for name in ("auto", "cuda", "triton", "torch"):
         registry.check_name(name)

@@ -6,7 +6,9 @@ Everything is sized by shapes: no number ever travels to the host.
 import ctypes
 
 import torch
+from torch import Tensor
 
+from . import Tail
 from .tiles import in_precision, launches, text_queries
 
 SOURCE = "dynamic_attention_fa2"
@@ -27,7 +29,7 @@ _COUNTS = ("heads", "n_video", "video_start", "n_text", "c_q", "c_k", "tiles", "
 class Params(ctypes.Structure):
     """The kernels' one parameter, field for field."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _STRIDES),
         ("scale", ctypes.c_float),
@@ -59,13 +61,33 @@ def _readable(x: torch.Tensor) -> torch.Tensor:
 
 def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout, scale, tail):
     """See `dynamic_attention` in `__init__.py`; head dimensions 64 and 128, fp16 and bf16."""
-    module = load(q.device)
     given = out
     q, k, v, out = (_readable(x) for x in (q, k, v, out))
+    text_bias = layout.text_bias if layout.video_len < q.shape[2] else None
+    tail = Tail(None, None, None) if tail is None else in_precision(tail, q.dtype)
+    attend(
+        q, k, v, out, q_clusters.order.contiguous(), q_clusters.offsets.contiguous(), k_clusters.order.contiguous(),
+        k_clusters.offsets.contiguous(), block_map.contiguous(), tail.keys, tail.values, tail.biases, text_bias,
+        layout.video_start, scale,
+    )  # fmt: skip
+    text_queries(q, k, v, out, layout, scale)
+    if out is not given:
+        given.copy_(out)
+
+
+@torch.library.custom_op("svg2::dynamic_attention_fa2", mutates_args=("out",))
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor,
+    q_order: Tensor, q_offsets: Tensor, k_order: Tensor, k_offsets: Tensor, block_map: Tensor,
+    tail_keys: Tensor | None, tail_values: Tensor | None, tail_biases: Tensor | None, text_bias: Tensor | None,
+    video_start: int, scale: float,
+) -> None:  # fmt: skip
+    """The video queries' part of `dynamic_attention`, written into `out`; arguments as in its contract, ready to be read
+    16 bytes at a time. An operator of torch's, so that a traced program can hold it."""
+    module = load(q.device)
     b, h, n, d = q.shape
-    rows, c_q, c_k = b * h, block_map.shape[2], block_map.shape[3]
-    tiles = -(-layout.video_len // KEYS)
-    n_text = n - layout.video_len
+    rows, c_q, c_k, n_video = b * h, block_map.shape[2], block_map.shape[3], q_order.shape[2]
+    tiles = -(-n_video // KEYS)
 
     def empty(*shape):
         return torch.empty(rows, c_q, *shape, dtype=torch.int32, device=q.device)
@@ -73,29 +95,27 @@ def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout
     plan = {name: empty(c_k) for name in ("ids", "ends", "shifts")} | {"first_rank": empty(tiles)}
     plan |= {name: empty() for name in ("n_selected", "n_filled", "n_keys")}
     # Biases in units of the products, which the kernel multiplies by the scale.
-    bias = layout.text_bias.float().div(scale).contiguous() if n_text and layout.text_bias is not None else None
-    tail = None if tail is None else in_precision(tail, q.dtype)
-    tail_biases = None if tail is None else tail.biases.div(scale).contiguous()
-    clusters = [field.contiguous() for field in (q_clusters.order, q_clusters.offsets, k_clusters.order, k_clusters.offsets, block_map)]
-
+    biases = {name: None if x is None else x.float().div(scale).contiguous()
+              for name, x in (("text_bias", text_bias), ("tail_biases", tail_biases))}  # fmt: skip
     params = Params()
-    params.point(q=q, k=k, v=v, out=out, text_bias=bias, tail_biases=tail_biases, **plan,
-                 **dict(zip(("q_order", "q_offsets", "k_order", "k_offsets", "block_map"), clusters, strict=True)),
-                 tail_keys=None if tail is None else tail.keys, tail_values=None if tail is None else tail.values)  # fmt: skip
+    params.point(q=q, k=k, v=v, out=out, q_order=q_order, q_offsets=q_offsets, k_order=k_order, k_offsets=k_offsets,
+                 block_map=block_map, tail_keys=tail_keys, tail_values=tail_values, **biases, **plan)  # fmt: skip
     for name, x in zip("qkvo", (q, k, v, out), strict=True):
         for axis, stride in zip("bhn", x.stride(), strict=False):
             setattr(params, f"{name}_{axis}", stride)
     params.scale = scale * 1.4426950408889634
-    params.heads, params.n_video, params.video_start, params.n_text = h, layout.video_len, layout.video_start, n_text
+    params.heads, params.n_video, params.video_start, params.n_text = h, n_video, video_start, n - n_video
     params.c_q, params.c_k, params.tiles, params.full = c_q, c_k, tiles, HIGH
 
-    alive = [q, k, v, out, bias, tail_biases, tail, clusters, plan]
+    alive = [q, k, v, out, q_order, q_offsets, k_order, k_offsets, block_map, tail_keys, tail_values, biases, plan]
     module.kernel("svg2_plan").launch((c_q, rows), (THREADS,), 3 * 4 * THREADS, None, params, keep_alive=alive)
-    for launch in launches(q_clusters, layout.video_len, HIGH, LOW):
+    for launch in launches(q_offsets.diff(dim=-1), n_video, HIGH, LOW):
         params.point(tile_ends=launch.ends)
         params.rest = launch.rest
         kernel = module.kernel(f"svg2_attention_{DTYPES[q.dtype]}_{d}_{launch.rows}")
         kernel.launch((launch.most, rows), (THREADS,), shared_bytes(d, launch.rows), None, params, keep_alive=[*alive, launch])
-    text_queries(q, k, v, out, layout, scale)
-    if out is not given:
-        given.copy_(out)
+
+
+@attend.register_fake
+def _(*_):
+    return None

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..kmeans import Clusters
 from . import Tail
 
 
@@ -21,9 +20,9 @@ class Launch:
     rest: bool
 
 
-def launches(q_clusters: Clusters, video_len: int, high: int, low: int) -> Iterator[Launch]:
-    """Whole tiles of a cluster are high; what is left of it takes a low tile if it fits, else a high one."""
-    sizes = q_clusters.sizes
+def launches(sizes: torch.Tensor, video_len: int, high: int, low: int) -> Iterator[Launch]:
+    """For query clusters of these sizes `[B, H, Cq]`: whole tiles of a cluster are high; what is left of it takes a low
+    tile if it fits, else a high one."""
     rest = sizes % high
     fits_low = (rest > 0) & (rest <= low)
     for rows, counts, most, is_rest in (

@@ -173,7 +173,7 @@ def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout
     bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
     tail = None if tail is None else in_precision(tail, q.dtype)
     high, low = config.high, config.low
-    for launch in launches(q_clusters, layout.video_len, high.rows, low.rows):
+    for launch in launches(q_clusters.sizes, layout.video_len, high.rows, low.rows):
         tile = low if launch.rest else high
         attention_kernel[launch.most, rows](
             q, k, v, out, q_clusters.order, q_clusters.offsets, launch.ends, k_clusters.order,

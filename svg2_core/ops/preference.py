@@ -1,0 +1,21 @@
+"""Which backends "auto" tries on a device, in what order, and on whose word.
+
+An order here stands for a measurement by tests/benchmarks/run.py, which its entry names. Where nothing has been measured,
+the Triton kernels come first: they were written first and have more tests behind them.
+"""
+
+import torch
+
+# By major compute capability: (order, the record it follows).
+MEASURED: dict[int, tuple[tuple[str, ...], str]] = {}
+UNMEASURED = ("triton", "cuda")
+
+
+def order_for(device: torch.device) -> tuple[str, ...]:
+    """Names of backends for "auto", the first that supports the call is taken.
+
+    Plain torch serves devices without kernels; on an NVIDIA GPU it is slower than dense attention.
+    """
+    if device.type != "cuda":
+        return ("torch",)
+    return MEASURED.get(torch.cuda.get_device_capability(device)[0], (UNMEASURED, ""))[0]

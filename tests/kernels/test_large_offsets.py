@@ -1,0 +1,92 @@
+"""Tensors that reach past 2^31 elements: addresses are computed in 64 bits, whichever stride takes them there.
+
+What the kernels address by other numbers than strides, test_compile.py checks in their compiled form.
+"""
+
+import cases
+import pytest
+import torch
+from accuracy import errors
+from svg2_pack.svg2_core import Layout
+from svg2_pack.svg2_core.ops.dynamic_attention import Tail, dynamic_attention
+from svg2_pack.svg2_core.ops.kmeans import Clusters, cluster_means, kmeans
+
+B, H, N, D, C = 3, 3, 40, 48, 5
+VIDEO = 24  # of the N tokens
+REACH = 2**31 + 2**29  # from a tensor's first element to its last; less than 2^31 is one step: larger strides are 64-bit anyhow
+ROOM = 2**20  # between two tensors that lie interleaved
+
+# Which of batch, head, token and dimension is the far one.
+axes = pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["batch", "head", "token", "dimension"])
+
+
+@pytest.fixture
+def memory(device, tmp_path):
+    """fp16 elements of which only those in use take memory on a CPU. It begins 2^31 before the first tensor: there a
+    wrapped offset finds zeros."""
+    size = 2**31 + REACH + 8 * ROOM
+    if device.type == "cpu":
+        yield torch.from_file(str(tmp_path / "memory"), shared=True, size=size, dtype=torch.float16)
+        (tmp_path / "memory").unlink()
+    else:
+        if torch.cuda.mem_get_info(device)[0] < 2 * size + 2**30:
+            pytest.skip("needs 11 GB of free GPU memory")
+        yield torch.zeros(size, dtype=torch.float16, device=device)
+
+
+def far(memory, axis: int, tensors) -> list[torch.Tensor]:
+    """Copies of `tensors` `[B, H, N, D]`, interleaved, whose elements are far apart along `axis` and dense otherwise."""
+    views = []
+    for place, x in enumerate(tensors):
+        strides = list(x.movedim(axis, 0).contiguous().movedim(0, axis).stride())
+        strides[axis] = REACH // (x.shape[axis] - 1)
+        assert x.numel() < ROOM and strides[axis] > ROOM * len(tensors)
+        view = memory.as_strided(x.shape, strides, 2**31 + place * ROOM)
+        assert (view[-1, -1, -1, -1].data_ptr() - view.data_ptr()) // 2 > 2**31 > strides[axis]
+        views.append(view.copy_(x))
+    return views
+
+
+def tensors(seed: int, count: int, device) -> list[torch.Tensor]:
+    return list(torch.randn(count, B, H, N, D, generator=cases.generator(seed)).to(device, torch.float16))
+
+
+def partition(seed: int, clusters: int, device) -> tuple[torch.Tensor, Clusters]:
+    labels = cases.ragged_labels(cases.generator(seed), B, H, VIDEO, clusters).to(device)
+    return labels, cases.clusters_of(labels, clusters)
+
+
+@axes
+def test_kmeans(backend, device, memory, axis):
+    near = tensors(1, 1, device)
+    (x,) = far(memory, axis, near)
+    expected = kmeans(near[0], C, iterations=2, backend=backend)
+    for result, truth in zip(kmeans(x, C, iterations=2, backend=backend), expected, strict=True):
+        assert torch.equal(result, truth)
+
+
+@axes
+def test_cluster_means(backend, device, memory, axis):
+    near = [x[:, :, :VIDEO] for x in tensors(2, 1, device)]
+    (values,) = far(memory, axis, near)
+    _, clusters = partition(3, C, device)
+    assert torch.equal(cluster_means(values, clusters, backend=backend), cluster_means(near[0], clusters, backend=backend))
+
+
+@axes
+def test_dynamic_attention(backend, device, memory, axis):
+    """With text before and after the video and a tail; q, k, v and the result are all far."""
+    near = [*tensors(4, 3, device), torch.empty(B, H, N, D, dtype=torch.float16, device=device)]
+    (q_labels, q_clusters), (k_labels, k_clusters) = partition(5, 4, device), partition(6, C, device)
+    selected = cases.random_map(cases.generator(7), q_labels, k_labels, 4, C).to(device)
+    tail = Tail(*(torch.randn(2, B, H, C, D, generator=cases.generator(8)).to(device)), k_clusters.sizes.float().log())
+    bias = torch.randn(B, N - VIDEO, generator=cases.generator(9)).to(device)
+    for q, k, v, out in (near, places := far(memory, axis, near)):
+        dynamic_attention(
+            q, k, v, q_clusters, k_clusters, selected,
+            layout=Layout(7, VIDEO, bias), scale=0.2, tail=tail, out=out, backend=backend,
+        )  # fmt: skip
+    video = slice(7, 7 + VIDEO)
+    assert torch.equal(places[3][:, :, video], near[3][:, :, video])
+    # The text's queries are torch's own attention's, which takes another path where dimensions are not neighbours.
+    assert errors(places[3], near[3].double())[0] <= torch.finfo(torch.float16).eps
