@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .doctor import SVG2Doctor
 from .sparse_attention import SVG2SparseAttention
 
 
@@ -9,4 +10,4 @@ class SVG2Extension(ComfyExtension):
     """The pack's nodes, for ComfyUI's loader."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SVG2SparseAttention]
+        return [SVG2SparseAttention, SVG2Doctor]

@@ -186,6 +186,11 @@ def retire(name: str, error: BaseException) -> None:
         _retired.setdefault(name, f"{type(error).__name__}: {error}")
 
 
+def retired(name: str) -> str | None:
+    """The error for which a backend is out of service, or None."""
+    return _retired.get(name)
+
+
 def reinstate(name: str) -> None:
     """Undo `retire` (for tests and for the Doctor's retry)."""
     with _lock:
