@@ -7,7 +7,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.latest import io, ui
 
-from ..cuda import survey
+from ..cuda import driver, survey
 from ..svg2_core.attention import svg2_attention
 from ..svg2_core.layout import Layout
 from ..svg2_core.metrics import rel_l2
@@ -53,6 +53,7 @@ def backend_lines(device: torch.device) -> list[str]:
     """Each backend with "ready" or the reason it is not. One that failed earlier in this process is given another try."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     call = registry.Call(device, dtype, HEAD_DIM)
+    driver.forget()  # a file that could not be loaded, too
     lines = []
     for name in registry.NAMES:
         before = registry.retired(name)
@@ -65,7 +66,8 @@ def backend_lines(device: torch.device) -> list[str]:
         if isinstance(answer, Refusal):
             lines.append(f"backend {name}: {answer.reason.sentence} ({answer.detail})")
         else:
-            lines.append(f"backend {name}: ready (self-test {seconds:.1f} s)")
+            origin = f", {driver.load('dynamic_attention_fa2', device).origin}" if name == "cuda" else ""
+            lines.append(f"backend {name}: ready (self-test {seconds:.1f} s{origin})")
     chosen = registry.choose("auto", call)
     lines.append("auto takes: " + (f"dense attention ({chosen.detail})" if isinstance(chosen, Refusal) else chosen))
     return lines
