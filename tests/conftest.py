@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def _spare_the_interpreter_vain_work():
     interpreter.InterpretedFunction.__call__ = call
 
 
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+if INTERPRETED:
     _spare_the_interpreter_vain_work()
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +55,13 @@ sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("kernels", "models")
 
 # ComfyUI loads a pack by file location under a name nobody controls. So do the tests, all under this one.
 _load(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+
+if INTERPRETED and os.environ.get("SVG2_BACKEND") == "triton":
+    # `SVG2_BACKEND=triton python scripts/test.py tests/nodes` runs the tests of the nodes with the Triton kernels. With as
+    # many clusters and iterations as the presets choose, the interpreter would take hours.
+    presets = importlib.import_module(f"{ALIAS}.svg2_core.presets")
+    few = {"q_clusters_per_sqrt_token": 0.22, "tokens_per_k_cluster": 45, "kmeans_init_iters": 2, "kmeans_iters": 1}
+    presets.preset_config = lambda *names, whole=presets.preset_config: replace(whole(*names), **few)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from svg2_pack.svg2_core.ops.dynamic_attention import Tail, dynamic_attention
 from svg2_pack.svg2_core.ops.kmeans import Clusters, cluster_means, kmeans
 
 B, H, N, D, C = 3, 3, 40, 48, 5
-VIDEO = 24  # of the N tokens
+START, VIDEO = 14, 24  # text on both sides; the last of the video and the text after it are past 2^31
 REACH = 2**31 + 2**29  # from a tensor's first element to its last; less than 2^31 is one step: larger strides are 64-bit anyhow
 ROOM = 2**20  # between two tensors that lie interleaved
 
@@ -84,9 +84,9 @@ def test_dynamic_attention(backend, device, memory, axis):
     for q, k, v, out in (near, places := far(memory, axis, near)):
         dynamic_attention(
             q, k, v, q_clusters, k_clusters, selected,
-            layout=Layout(7, VIDEO, bias), scale=0.2, tail=tail, out=out, backend=backend,
+            layout=Layout(START, VIDEO, bias), scale=0.2, tail=tail, out=out, backend=backend,
         )  # fmt: skip
-    video = slice(7, 7 + VIDEO)
+    video = slice(START, START + VIDEO)
     assert torch.equal(places[3][:, :, video], near[3][:, :, video])
     # The text's queries are torch's own attention's, which takes another path where dimensions are not neighbours.
     assert errors(places[3], near[3].double())[0] <= torch.finfo(torch.float16).eps

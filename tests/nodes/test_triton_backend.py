@@ -1,9 +1,14 @@
-"""The Triton kernels in the real host: natively on a GPU, in Triton's interpreter without one."""
+"""The Triton kernels in the real host: natively on a GPU, in Triton's interpreter without one.
+
+All other tests of this folder run with them too, in the interpreter in about half an hour:
+`SVG2_BACKEND=triton python scripts/test.py tests/nodes`.
+"""
 
 import pytest
+import tiny_models
 import torch
 from svg2_pack.svg2_core.metrics import rel_l2
-from tiny_wan import latent, sample
+from tiny_wan import conditioning, latent, random_wan, sample
 
 pytest.importorskip("triton", reason="Triton has no build for this system")
 
@@ -11,12 +16,51 @@ SMALL = (2, 12, 12)  # 72 tokens: the interpreter is slow
 FEW = {"q_clusters": 4, "k_clusters": 7, "kmeans_init_iters": 2, "kmeans_iters": 1, "warmup_steps": 0, "dense_blocks": ""}
 
 
-def test_equals_dense_with_everything_selected(wan, svg2):
-    dense = sample(wan, steps=2, shape=latent(*SMALL))
-    patched, stats = svg2(wan, backend="triton", top_p=1.0, **FEW)
-    assert rel_l2(sample(patched, steps=2, shape=latent(*SMALL)), dense) <= 1e-4
+def check_equals_dense(svg2, model, sample, **inputs):
+    """With everything selected, `sample(model)` is the dense sample, and every call of its self-attention ran sparse."""
+    dense = sample(model)
+    patched, stats = svg2(model, backend="triton", top_p=1.0, **{**FEW, **inputs})
+    assert rel_l2(sample(patched), dense) <= 1e-4
     report = stats.latest()
-    assert report.sparse_calls == 6 and report.backend == "triton" and report.dense_calls == {}
+    assert report.sparse_calls > 0 and report.backend == "triton" and report.dense_calls == {}
+    return report
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"shape": latent(*SMALL)},
+        {"shape": latent(2, 11, 13)},  # padded to whole patches
+        {"shape": latent(*SMALL, batch=2), "cfg": 3.0},
+    ],
+    ids=["one video", "odd size", "two videos, guided"],
+)
+def test_equals_dense(wan, svg2, inputs):
+    report = check_equals_dense(svg2, wan, lambda model: sample(model, steps=2, **inputs))
+    assert report.sparse_calls == 6
+
+
+def test_equals_dense_with_regions(wan, svg2):
+    """Two lengths of sequence in one run."""
+    left = conditioning(seed=2)
+    left[0][1].update({"area": (2, 6, 12, 0, 6, 0), "strength": 1.0, "set_area_to_bounds": False})
+    positive = conditioning(seed=1) + left
+    check_equals_dense(svg2, wan, lambda model: sample(model, steps=2, cfg=2.0, shape=latent(*SMALL), positive=positive))
+
+
+def test_equals_dense_with_vace(host, svg2):
+    model = random_wan("VaceWanModel", layers=2, vace_layers=1, vace_in_dim=96)
+    cond = conditioning(vace_frames=[torch.randn(1, 32, *SMALL)], vace_mask=[torch.ones(1, 64, *SMALL)], vace_strength=[1.0])
+    report = check_equals_dense(
+        svg2, model, lambda model: sample(model, steps=2, shape=latent(*SMALL), positive=cond, negative=cond)
+    )
+    assert report.sparse_calls == 3 * 2
+
+
+def test_equals_dense_with_padded_text_in_the_sequence(host, svg2):
+    variant = next(v for v in tiny_models.VARIANTS if v.name == "hunyuan_video t2v padded")
+    report = check_equals_dense(svg2, variant.build(), lambda model: tiny_models.sample(variant, model))
+    assert report.sparse_calls == 2 * variant.blocks
 
 
 @pytest.mark.parametrize("compensation", ["off", "centroid"])
@@ -29,6 +73,49 @@ def test_equals_the_torch_backend(wan, svg2, compensation):
     dense = sample(wan, steps=2, cfg=3.0, shape=latent(*SMALL))
     assert rel_l2(samples["triton"], samples["torch"]) <= 1e-3
     assert rel_l2(samples["torch"], dense) > 1e-2, "sparse must differ from dense for this to mean anything"
+
+
+def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
+    """The same bits, so also: two runs are bit-identical."""
+    from svg2_pack.nodes import patch
+
+    whole, seen = patch.svg2_attention, []
+
+    def small(*args, heads_at_a_time=None, **kwargs):
+        seen.append(heads_at_a_time)
+        if heads_at_a_time != 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
+
+    patched, stats = svg2(wan, backend="triton", top_p=0.3, **FEW)
+    expected = sample(patched, steps=2, shape=latent(*SMALL))
+    monkeypatch.setattr(patch, "svg2_attention", small)
+    assert torch.equal(sample(patched, steps=2, shape=latent(*SMALL)), expected)
+    assert seen == [None] + [1] * 6 and stats.latest().backend == "triton" and stats.latest().dense_calls == {}
+
+
+def test_a_kernel_that_fails_in_a_run_is_retired(wan, svg2, monkeypatch):
+    """In the middle of a call, when a part of the result is written: that call and the later ones are dense."""
+    from svg2_pack.svg2_core.ops import registry
+    from svg2_pack.svg2_core.ops.dynamic_attention import triton as kernels
+
+    whole, calls = kernels.dynamic_attention, []
+
+    def fails_in_the_third_call(q, k, v, out, *args, **kwargs):
+        whole(q, k, v, out, *args, **kwargs)
+        calls.append(q.shape)
+        if len([shape for shape in calls if shape[2] == 72]) == 3:  # the self-test is a call too
+            out.fill_(torch.nan)
+            raise RuntimeError("an illegal instruction was encountered")
+
+    monkeypatch.setattr(kernels, "dynamic_attention", fails_in_the_third_call)
+    try:
+        patched, stats = svg2(wan, backend="triton", top_p=1.0, **FEW)
+        dense = sample(wan, steps=2, shape=latent(*SMALL))
+        assert rel_l2(sample(patched, steps=2, shape=latent(*SMALL)), dense) <= 1e-4
+        assert stats.latest().sparse_calls == 2 and stats.latest().dense_calls == {"kernel_failed": 4}
+    finally:
+        registry.reinstate("triton")
 
 
 def test_a_wrong_kernel_is_found_by_the_self_test(wan, svg2, monkeypatch):
