@@ -114,9 +114,16 @@ _GENERAL = Family("", latent_only)
 
 def family_of(network: torch.nn.Module) -> Family:
     """The entry of FAMILIES for a network, or the general rule's."""
+    network = uncompiled(network)
     # By name: a class that this version of the host does not have costs nothing and breaks nothing.
     names = {f"{c.__module__}.{c.__qualname__}" for c in type(network).__mro__}
     return next((family for family in FAMILIES if family.network in names), _GENERAL)
+
+
+@torch.compiler.disable
+def uncompiled(network: torch.nn.Module) -> torch.nn.Module:
+    """The network itself, where torch.compile stands in front of it."""
+    return getattr(network, "_orig_mod", network)
 
 
 @torch.compiler.disable

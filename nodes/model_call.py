@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,9 +46,10 @@ class ModelCall:
 
     def once(self, key: torch.Tensor, compute: Callable[[], Any]) -> Any:
         """The value computed for this very tensor the first time it is met in this evaluation."""
-        if id(key) not in self._once:
-            self._once[id(key)] = (key, compute())  # keeps the tensor, so that its id is not given to another
-        return self._once[id(key)][1]
+        known = self._once.get(id(key))
+        if known is None or known[0]() is not key:  # gone, and its id given to another: a patch may make masks anew
+            known = self._once[id(key)] = weakref.ref(key), compute()
+        return known[1]
 
     def rows(self) -> list[tuple]:
         """For each batch row: its conditioning and its place within the conditioning's chunk. Empty if that is not known."""

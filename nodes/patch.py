@@ -22,7 +22,7 @@ from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
 from ..svg2_core.stats import RunStats, StatsHandle
 from .block_numbers import block_and_total, watch_blocks
-from .layouts import calls_wrapper, find_layout
+from .layouts import calls_wrapper, find_layout, uncompiled
 from .model_call import ModelCall, open_call
 
 KEY = "svg2"  # of the wrappers and callbacks
@@ -124,11 +124,18 @@ def _diffusion_model(executor, *args, **kwargs):
 
 
 def _apply_model(executor, *args, **kwargs):
-    """The APPLY_MODEL wrapper, one level further out: for networks that do not call the one above."""
-    network = executor.class_obj.diffusion_model
-    if calls_wrapper(network):
-        return executor(*args, **kwargs)
-    return _evaluation(executor, network, args, kwargs)
+    """The APPLY_MODEL wrapper, one level further out: for networks that do not call the one above.
+
+    Around every evaluation it turns a flag that Dynamo guards and that does nothing here. The host's TorchCompileModel
+    drops all guards on transformer_options, so what was traced without SVG2 would be run with it, and the other way round.
+    """
+    network = uncompiled(executor.class_obj.diffusion_model)
+    flag = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(not flag)
+    try:
+        return executor(*args, **kwargs) if calls_wrapper(network) else _evaluation(executor, network, args, kwargs)
+    finally:
+        torch.set_autocast_cache_enabled(flag)
 
 
 def _evaluation(executor, network, args, kwargs):
