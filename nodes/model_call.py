@@ -20,7 +20,7 @@ class ModelCall:
     frames, video_tokens: of the latent alone (references and contexts may add more);
     other_lengths: sequence lengths of its other inputs, which a cross-attention has as its keys;
     refusal: why no call of this evaluation can be sparse;
-    uuids: of the conditionings whose chunks make up the batch, empty if they do not; window: of a context window;
+    conditionings: whose chunks make up the batch, empty if that is not known; window: of a context window;
     block: the block that runs now, of a network that does not announce it (block_numbers.py).
     """
 
@@ -33,7 +33,7 @@ class ModelCall:
     video_tokens: int = 0
     other_lengths: frozenset[int] = frozenset()
     refusal: Refusal | None = None
-    uuids: tuple = ()
+    conditionings: tuple = ()
     window: tuple | None = None
     block: int | None = None
     seen: dict = field(default_factory=dict)  # self-attentions so far, by place
@@ -53,10 +53,10 @@ class ModelCall:
 
     def rows(self) -> list[tuple]:
         """For each batch row: its conditioning and its place within the conditioning's chunk. Empty if that is not known."""
-        if not self.uuids:
+        if not self.conditionings:
             return []
-        chunk = self.batch // len(self.uuids)
-        return [(self.uuids[row // chunk], row % chunk) for row in range(self.batch)]
+        chunk = self.batch // len(self.conditionings)
+        return [(self.conditionings[row // chunk], row % chunk) for row in range(self.batch)]
 
 
 def open_call(step, dense_step, network, forward, args, kwargs, options: dict, videos: int) -> ModelCall:
@@ -73,9 +73,10 @@ def open_call(step, dense_step, network, forward, args, kwargs, options: dict, v
     # [B, L, C]; a [B, L, 1] is a timestep per token.
     contexts = {x.shape[1] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() == 3 and x.shape[2] > 1}
     call.other_lengths = frozenset(contexts.union(*(x.shape[2:] for x in streams[1:])))
+    # A positive and the negative that the host makes for its region share a uuid: which of the two it is counts as well.
+    conditionings = tuple(zip(options.get("uuids") or (), options.get("cond_or_uncond") or (), strict=False))
     # A model-function wrapper may split the host's batch without saying so: then no row is known to be whose.
-    uuids = tuple(options.get("uuids") or ())
-    call.uuids = uuids if len(uuids) * videos == call.batch else ()
+    call.conditionings = conditionings if len(conditionings) * videos == call.batch else ()
     window = getattr(options.get("context_window"), "index_list", None)
     call.window = None if window is None else tuple(window)
     return call

@@ -70,7 +70,7 @@ class Run:
         self.batch = batch  # videos sampled together
         self.cache = CentroidCache()
         self.stats = RunStats()
-        self.heads_at_a_time: int | None = None  # set when memory ran short
+        self.heads_at_a_time: dict[torch.device, int] = {}  # where memory ran short
 
     @torch.compiler.disable
     def model_call(self, network, forward, args, kwargs, options: dict) -> ModelCall:
@@ -149,11 +149,13 @@ def _evaluation(executor, network, args, kwargs):
     call = run.model_call(network, executor.original, args, kwargs, options)
     options[_CALL] = call
     watch = run.stats.model_call(call.step, run.schedule.sigmas[call.step], options["sigmas"].device)
-    stop_watching_blocks = watch_blocks(call)
+    stop_watching_blocks = None
     try:
+        stop_watching_blocks = watch_blocks(call)
         return executor(*args, **kwargs)
     finally:
-        stop_watching_blocks()
+        if stop_watching_blocks is not None:
+            stop_watching_blocks()
         options.pop(_CALL, None)
         with contextlib.suppress(RuntimeError):  # after a device fault; the fault itself is the error to show
             watch.stop()
@@ -277,19 +279,19 @@ def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[Atten
         backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
         if isinstance(backend, Refusal):
             return backend
+        heads = run.heads_at_a_time.get(q.device)
         try:
-            result = svg2_attention(q, k, v, layout, run.settings.config, warm, scale=scale, backend=backend,
-                                    heads_at_a_time=run.heads_at_a_time)  # fmt: skip
+            result = svg2_attention(q, k, v, layout, run.settings.config, warm, scale=scale, backend=backend, heads_at_a_time=heads)
             return result, backend
         except Exception as error:
             if comfy.model_management.is_oom(error) or "can't allocate memory" in str(error):  # the latter is the CPU's
-                if len(run.cache):
-                    run.cache.clear()
+                if run.cache.drop(q.device):
                     continue
-                heads = run.heads_at_a_time or default_heads(q, layout, run.settings.config)
+                heads = heads or default_heads(q, layout, run.settings.config)
                 if heads == 1:
                     return Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0])
-                run.heads_at_a_time = heads // 2
+                # Another thread may have halved it meanwhile: that it did so is no reason to give up.
+                run.heads_at_a_time[q.device] = min(run.heads_at_a_time.get(q.device, heads), heads // 2)
                 continue
             # Retired for the life of the process; the next backend, or dense attention, answers this same call.
             log.exception("SVG2: backend %s failed and is retired", backend)

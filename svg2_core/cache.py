@@ -72,6 +72,14 @@ class CentroidCache:
             del self._used_at[key]
             self.used_bytes -= entry.nbytes
 
+    def drop(self, device: torch.device) -> bool:
+        """Give up what lies on a device; True if there was any."""
+        with self._lock:
+            there = [key for key, entry in self._entries.items() if entry.q.device == device]
+            for key in there:
+                self._remove(key)
+            return bool(there)
+
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()

@@ -19,7 +19,8 @@ def report(host):
         registry.reinstate(name)
 
 
-def test_it_names_every_backend(report):
+def test_it_names_every_backend(report, monkeypatch):
+    monkeypatch.delenv("SVG2_BACKEND", raising=False)
     text = report()
     assert f"torch: {torch.__version__}" in text
     assert "backend torch: ready" in text

@@ -1,0 +1,45 @@
+"""The demo with the Triton kernels: natively on a GPU, in Triton's interpreter without one, where a tiny video takes a minute."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has no build for this system")
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("demo")  # all write to output/demo
+
+
+def write_tiny_workflow(path: Path) -> None:
+    """The demo's workflow at 96 tokens and 3 steps: less tokens have less than 3 key clusters, and all would be selected."""
+    workflow = json.loads((ROOT / "workflows" / "demo_wan.json").read_text())
+    widgets = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    widgets["SVG2DemoConditioning"][1:] = [96, 64, 13]  # width, height, frames
+    widgets["KSampler"][2] = 3
+    path.write_text(json.dumps(workflow))
+
+
+def demo(workflow: Path, backend: str) -> dict:
+    """report.json of a run with `backend` in place of auto."""
+    command = [sys.executable, "scripts/demo.py", "--json", "--workflow", str(workflow)]
+    environment = {**os.environ, "SVG2_BACKEND": backend}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads((ROOT / "output" / "demo" / "report.json").read_text())
+
+
+def test_it_is_the_torch_backends_video(tmp_path):
+    write_tiny_workflow(tmp_path / "tiny.json")
+    reports = {backend: demo(tmp_path / "tiny.json", backend) for backend in ("torch", "triton")}
+    for backend, report in reports.items():
+        assert report["backend"] == backend and report["tokens"] == 96
+        # Of 6 blocks the first is dense, of 3 steps too: cold clusters in one step, warm ones in the next.
+        assert report["runs"][0]["sparse_calls"] == 5 * 2 and set(report["fallbacks"]) == {"warmup", "dense_block"}
+    ours, torchs = reports["triton"], reports["torch"]
+    assert 25 <= torchs["psnr_db"] < 100 and torchs["density"] < 0.9, "else nothing was sparse"
+    assert ours["density"] == pytest.approx(torchs["density"], rel=0.02)
+    assert ours["psnr_db"] == pytest.approx(torchs["psnr_db"], abs=0.5)

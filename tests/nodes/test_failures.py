@@ -1,0 +1,277 @@
+"""A run cancelled or failed, at whatever depth, ends with its own error, leaves nothing behind and spoils no other."""
+
+import gc
+import weakref
+
+import pytest
+import tiny_models
+import torch
+from svg2_pack.svg2_core import attention as algorithm
+from svg2_pack.svg2_core.metrics import rel_l2
+from svg2_pack.svg2_core.ops import registry
+
+# Wan's blocks are announced by the host; those of Cosmos 1.0 are watched by hooks on its modules.
+VARIANTS = {v.name: v for v in tiny_models.VARIANTS if v.name in ("wan2.1 t2v", "cosmos t2v")}
+SPARSE = {"warmup_steps": 1, "dense_blocks": "", "top_p": 0.3}
+STEPS = 3
+
+
+class Broken(Exception):
+    """What another node, or ours, raises."""
+
+
+def case(name):
+    """A variant, a model of it that the failures happen to, and what a model that they never happened to gives."""
+    from svg2_pack.nodes.sparse_attention import SVG2SparseAttention
+
+    variant = VARIANTS[name]
+    spared, stats = SVG2SparseAttention.execute(variant.build(), min_tokens=0, **SPARSE).result
+    fresh = sample(variant, spared)
+    assert stats.latest().sparse_calls == 3 * (STEPS - 1)
+    model = variant.build()
+    sample(variant, model)  # what the host leaves on a model that has run, it leaves now
+    return variant, model, fresh
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def any_case(request, host):
+    return case(request.param)
+
+
+@pytest.fixture(scope="module")
+def wan_case(host):
+    return case("wan2.1 t2v")
+
+
+def sample(variant, model):
+    return tiny_models.sample(variant, model, steps=STEPS, shape=torch.zeros(1, 16, 3, 12, 12))
+
+
+def at_call(number: int, function, then):
+    """`function`, that calls `then` first when it is called for the `number`th time."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            then()
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def fails(error: type[BaseException]):
+    def raising(*args, **kwargs):
+        raise error()  # a new one, which nobody keeps: it would keep its frames
+
+    return raising
+
+
+# Each arranges that sampling fails after some sparse calls, and gives the model to sample from and the error to expect.
+
+
+def cancelled_in_a_block(model, monkeypatch):
+    """As the stop button does it: a flag, which the host looks at before each of its operations."""
+    import comfy.model_management as mm
+    from svg2_pack.nodes import patch
+
+    monkeypatch.setattr(patch, "svg2_attention", at_call(5, patch.svg2_attention, mm.interrupt_current_processing))
+    return model, mm.InterruptProcessingException
+
+
+def cancelled_in_a_kernel(model, monkeypatch):
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(algorithm, "block_map", at_call(5, algorithm.block_map, fails(mm.InterruptProcessingException)))
+    return model, mm.InterruptProcessingException
+
+
+def another_override(model, monkeypatch):
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    model = model.clone()
+    ours = model.model_options["transformer_options"]["optimized_attention_override"]
+    theirs = at_call(8, lambda func, *args, **kwargs: attention_pytorch(*args, **kwargs), fails(Broken))
+    monkeypatch.setattr(ours, "previous", theirs)
+    return model, Broken
+
+
+def a_block(model, monkeypatch):
+    block = list(model.model.diffusion_model.blocks.children())[1]
+    monkeypatch.setattr(block, "forward", at_call(3, block.forward, fails(Broken)))
+    return model, Broken
+
+
+def another_model_wrapper(model, monkeypatch):
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
+        after()
+        return out
+
+    after = at_call(2, lambda: None, fails(Broken))
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "other", wrapper)
+    return model, Broken
+
+
+def another_prepare_state(model, monkeypatch):
+    from comfy.patcher_extension import CallbacksMP
+
+    model = model.clone()
+    model.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, "other", at_call(3, lambda *args: None, fails(Broken)))
+    return model, Broken
+
+
+def our_prepare_state(model, monkeypatch):
+    from comfy.patcher_extension import CallbacksMP
+
+    model = model.clone()
+    [ours] = model.callbacks[CallbacksMP.ON_PREPARE_STATE]["svg2"]
+    model.callbacks[CallbacksMP.ON_PREPARE_STATE]["svg2"] = [at_call(3, ours, fails(Broken))]
+    return model, Broken
+
+
+def _our(name, number=3):
+    def arrange(model, monkeypatch):
+        from svg2_pack.nodes import patch
+
+        monkeypatch.setattr(patch, name, at_call(number, getattr(patch, name), fails(Broken)))
+        return model, Broken
+
+    arrange.__name__ = f"our_{name}"
+    return arrange
+
+
+FAILURES = [cancelled_in_a_block, cancelled_in_a_kernel, another_override, a_block, another_model_wrapper,
+            another_prepare_state, our_prepare_state, _our("open_call"), _our("watch_blocks"),
+            _our("find_layout", 10)]  # fmt: skip
+
+
+def traces(model) -> dict:
+    """Everything on a model that a run could leave something on: its options and patches, and its modules' hooks."""
+
+    def keys(options):
+        return {k: keys(v) for k, v in options.items()} if isinstance(options, dict) else id(options)
+
+    modules = list(model.model.modules())
+    return {
+        "options": keys(model.model_options),
+        "wrappers": {kind: {k: len(w) for k, w in of.items()} for kind, of in model.wrappers.items()},
+        "callbacks": {kind: {k: len(c) for k, c in of.items()} for kind, of in model.callbacks.items()},
+        "hooks": [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in modules],
+        "attributes": [set(vars(m)) for m in modules],
+    }
+
+
+@pytest.mark.parametrize("arrange", FAILURES, ids=lambda f: f.__name__)
+def test_the_next_run_is_as_if_nothing_had_happened(any_case, svg2, arrange):
+    from svg2_pack.nodes import block_numbers, patch
+
+    variant, model, fresh = any_case
+    patched, stats = svg2(model, **SPARSE)
+    before, runs = traces(patched), []
+
+    class Watched(patch.Run):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            runs.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(patch, "Run", Watched)
+        failing, error = arrange(patched, monkeypatch)
+        with pytest.raises(error):
+            sample(variant, failing)
+    assert len(stats.reports()) == 1
+    assert not stats.latest().completed and 0 < stats.latest().sparse_calls < 3 * (STEPS - 1)
+
+    after = traces(patched)
+    assert after == before
+    assert getattr(block_numbers._now, "call", None) is None
+    gc.collect()
+    assert len(runs) == 1 and runs[0]() is None
+    del failing
+    assert torch.equal(sample(variant, patched), fresh)
+    assert stats.latest().completed and stats.latest().sparse_calls == 3 * (STEPS - 1)
+    assert registry.choose("auto", registry.Call(torch.device("cpu"), torch.float32, 128)) == "torch", "not retired"
+
+
+# Memory runs short inside our kernels, at each of their depths.
+
+
+def short_on_the_gpu(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+
+def short_on_the_cpu(*args, **kwargs):
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+DEPTHS = [("kmeans", 1, short_on_the_gpu), ("kmeans", 2, short_on_the_cpu), ("block_map", 1, short_on_the_gpu),
+          ("cluster_means", 1, short_on_the_cpu), ("dynamic_attention", 1, short_on_the_gpu)]  # fmt: skip
+depths = pytest.mark.parametrize("operation, number, shortage", DEPTHS)
+
+
+@depths
+def test_a_shortage_at_first_is_answered_with_fewer_heads(wan_case, svg2, monkeypatch, operation, number, shortage):
+    """Heads are independent, so fewer at a time give the very same sample."""
+    variant, model, fresh = wan_case
+    patched, stats = svg2(model, **SPARSE)
+    with monkeypatch.context() as m:
+        m.setattr(algorithm, operation, at_call(number, getattr(algorithm, operation), shortage))
+        assert torch.equal(sample(variant, patched), fresh)
+    assert stats.latest().sparse_calls == 3 * (STEPS - 1) and stats.latest().dense_calls == {"warmup": 3}
+
+
+@depths
+def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, operation, number, shortage):
+    """They are given up first: the heads stay together, and the sample stays sparse and right."""
+    from svg2_pack.nodes import patch
+
+    variant, model, _ = wan_case
+    heads = []
+
+    def noted(*args, heads_at_a_time=None, **kwargs):
+        heads.append(heads_at_a_time)
+        return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
+
+    dense = sample(variant, model)
+    whole, per_call = patch.svg2_attention, 2 if operation == "kmeans" else 1
+    everything = {"top_p": 0.99, "min_k_ratio": 1.0}  # by another road than top_p = 1, which makes no stand-ins
+    patched, stats = svg2(model, **{**SPARSE, **everything})
+    with monkeypatch.context() as m:
+        m.setattr(patch, "svg2_attention", noted)
+        m.setattr(algorithm, operation, at_call(per_call * 3 + number, getattr(algorithm, operation), shortage))
+        assert rel_l2(sample(variant, patched), dense) <= 1e-4
+    assert heads == [None] * (3 * (STEPS - 1) + 1)
+    assert stats.latest().sparse_calls == 3 * (STEPS - 1) and stats.latest().dense_calls == {"warmup": 3}
+
+
+@depths
+def test_a_lasting_shortage_is_dense_for_that_run_only(wan_case, svg2, monkeypatch, operation, number, shortage):
+    variant, model, fresh = wan_case
+    patched, stats = svg2(model, **SPARSE)
+    with monkeypatch.context() as m:
+        m.setattr(algorithm, operation, shortage)
+        assert torch.equal(sample(variant, patched), sample(variant, model))
+    assert stats.latest().dense_calls == {"warmup": 3, "out_of_memory": 3 * (STEPS - 1)} and stats.latest().completed
+    assert torch.equal(sample(variant, patched), fresh)
+
+
+def test_a_shortage_at_the_last_head(wan_case, svg2, monkeypatch):
+    """The first head is in the result already; the host's attention answers for all."""
+    variant, model, _ = wan_case
+    whole = algorithm.dynamic_attention
+
+    def second_head(q, *args, **kwargs):
+        if q.shape[1] > 1 or q.storage_offset() > 0:
+            short_on_the_gpu()
+        seen.append(1)
+        return whole(q, *args, **kwargs)
+
+    seen = []
+    patched, stats = svg2(model, **SPARSE)
+    monkeypatch.setattr(algorithm, "dynamic_attention", second_head)
+    assert torch.equal(sample(variant, patched), sample(variant, model))
+    assert stats.latest().dense_calls["out_of_memory"] == len(seen) == 3 * (STEPS - 1)
