@@ -142,6 +142,10 @@ class RunStats:
 
     def report(self, completed: bool) -> RunReport:
         """Sum up; waits for the device once."""
+        with self._lock:  # of a failed run, another GPU may still be in an evaluation
+            return self._report(completed)
+
+    def _report(self, completed: bool) -> RunReport:
         seconds: Counter[int] = Counter()
         for step, watch in self._watches:
             seconds[step] += watch.seconds()

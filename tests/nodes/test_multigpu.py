@@ -319,6 +319,21 @@ def test_counts_add_up(hammer):
     assert stats.dense == {slow: 4 * 20}
 
 
+def test_a_report_while_another_device_still_counts(hammer):
+    """A failed run is summed up at once, though another device may be in the midst of an evaluation."""
+    stats, density = RunStats(), torch.tensor(0.5)
+
+    def count(i):
+        if i == 0:
+            return [stats.report(False) for _ in range(20)]
+        for n in range(1000):
+            stats.sparse_call(n % 3, f"{i}.{n}", 10, density, "torch")
+        return []
+
+    for report in hammer(count)[0]:
+        assert len(report.block_labels) == len(report.density_by_block_and_step) == report.sparse_calls
+
+
 def test_the_cache_knows_its_size(hammer):
     entry = Centroids(torch.zeros(1, 2, 4, dtype=torch.float16), torch.zeros(1, 2, 4, dtype=torch.float16))
     cache = CentroidCache(limit_bytes=100 * entry.nbytes)

@@ -156,9 +156,20 @@ def test_the_hosts_loader_knows_the_node(queue):
 
     info = nodes.NODE_CLASS_MAPPINGS["SVG2SparseAttention"].GET_NODE_INFO_V1()
     assert nodes.NODE_DISPLAY_NAME_MAPPINGS["SVG2SparseAttention"] == "SVG2 Sparse Attention"
-    assert info["output"] == ["MODEL", "SVG2_STATS"] and set(info["input"]["required"]) == {"model", *AUTO}
+    assert info["output"] == ["MODEL", "SVG2_STATS"]
+    assert set(info["input"]["required"]) == {"model"} and set(info["input"]["optional"]) == set(AUTO)
     json.dumps(info)  # as which the editor gets it
     assert Path(nodes.EXTENSION_WEB_DIRS[ROOT.name]).samefile(ROOT / "web")
+
+
+def test_a_prompt_without_the_knobs_is_the_preset(queue):
+    """As saved through the API before an input was added."""
+    import execution
+
+    graph = {"1": {"class_type": "SVG2SparseAttention", "inputs": {"model": ["2", 0]}},
+             "2": {"class_type": "UNETLoader", "inputs": {"unet_name": "none", "weight_dtype": "default"}}}  # fmt: skip
+    _, errors, _ = asyncio.run(execution.validate_inputs("p", graph, "1", {"2": (True, [], "2")}))
+    assert errors == []
 
 
 def test_the_queue_gives_what_a_script_gives(queue, direct):
