@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compiler_library() -> Path:
     """The pinned NVRTC, installed first where it is not yet. Raises BuildError."""
-    if not STAMP.exists() or STAMP.read_text() != WHEEL:
+    if not _installed():
         _install()
     found = list(VENV.glob(f"lib/python*/site-packages/{LIBRARY}"))
     if len(found) != 1:
@@ -82,9 +82,23 @@ def compiler_library() -> Path:
     return found[0]
 
 
+def _installed() -> bool:
+    return STAMP.exists() and STAMP.read_text() == WHEEL
+
+
 def _install() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise BuildError(f"the pinned compiler is for Linux on x86-64, this is {sys.platform} on {platform.machine()}")
+    import fcntl
+
+    VENV.parent.mkdir(exist_ok=True)
+    with open(VENV.parent / "nvrtc.lock", "w") as lock:  # of several that find it missing, one installs it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _installed():
+            _make_venv()
+
+
+def _make_venv() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     _run("Python's venv module does not work (Debian, Ubuntu: apt install python3-venv)", "-m", "venv", str(VENV))
     with tempfile.TemporaryDirectory() as scratch:
