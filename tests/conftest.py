@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
 
-def _spare_the_interpreter_vain_work():
-    """Half of its time goes into patching triton.language anew at every call of a helper function, a quarter of the
-    rest into overflow checks that nobody reads unless debugging."""
+def _adapt_interpreter():
+    """Triton's interpreter, one launch at a time (its place in the grid is a global), and less of its time in vain: half
+    goes into patching triton.language anew at every call of a helper, a quarter of the rest into checks nobody reads."""
     from triton.runtime import interpreter
 
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
-    patched = set()
+    patched, launching, launch = set(), threading.Lock(), interpreter.InterpretedFunction.run
 
     def call(self, *args, **kwargs):
         if self.fn not in patched:
@@ -31,12 +32,17 @@ def _spare_the_interpreter_vain_work():
             interpreter._patch_lang(self.fn)
         return self.rewrite()(*args, **kwargs)
 
+    def run(self, *args, **kwargs):
+        with launching:
+            return launch(self, *args, **kwargs)
+
     interpreter.InterpretedFunction.__call__ = call
+    interpreter.InterpretedFunction.run = run
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 if INTERPRETED:
-    _spare_the_interpreter_vain_work()
+    _adapt_interpreter()
 
 ROOT = Path(__file__).resolve().parents[1]
 ALIAS = "svg2_pack"
