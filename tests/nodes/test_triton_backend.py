@@ -1,6 +1,6 @@
 """The Triton kernels in the real host: natively on a GPU, in Triton's interpreter without one.
 
-All other tests of this folder run with them too, in the interpreter in about half an hour:
+All other tests of this folder run with them too; in the interpreter that takes more than an hour:
 `SVG2_BACKEND=triton python scripts/test.py tests/nodes`.
 """
 
