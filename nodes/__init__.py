@@ -2,12 +2,18 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import live
+from .compare import SVG2Compare
 from .doctor import SVG2Doctor
+from .report import SVG2Report
 from .sparse_attention import SVG2SparseAttention
 
 
 class SVG2Extension(ComfyExtension):
     """The pack's nodes, for ComfyUI's loader."""
 
+    async def on_load(self) -> None:
+        live.serve()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SVG2SparseAttention, SVG2Doctor]
+        return [SVG2SparseAttention, SVG2Report, SVG2Compare, SVG2Doctor]

@@ -17,7 +17,7 @@ class ModelCall:
     """One evaluation of `network`, as the DIFFUSION_MODEL wrapper sees it. Lives as long as the evaluation.
 
     inputs: the arguments of the network's forward, by name;
-    frames, video_tokens: of the latent alone (references and contexts may add more);
+    grid: frames, rows and columns of tokens of the latent alone (references and contexts may add more tokens);
     other_lengths: sequence lengths of its other inputs, which a cross-attention has as its keys;
     refusal: why no call of this evaluation can be sparse;
     conditionings: whose chunks make up the batch, empty if that is not known; window: of a context window;
@@ -29,8 +29,8 @@ class ModelCall:
     dense_step: Reason | None
     inputs: dict[str, Any]
     batch: int = 0
-    frames: int = 0
-    video_tokens: int = 0
+    frames: int = 0  # of the latent
+    grid: tuple[int, int, int] = (0, 0, 0)
     other_lengths: frozenset[int] = frozenset()
     refusal: Refusal | None = None
     conditionings: tuple = ()
@@ -40,9 +40,17 @@ class ModelCall:
     delegating: bool = False  # a dense call is on its way through the overrides below ours
     _once: dict = field(default_factory=dict)
 
+    @property
+    def video_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    def grid_of(self, latent: torch.Tensor) -> tuple[int, int, int]:
+        """Tokens along the axes of a latent `[B, C, T, H, W]` cut into this network's patches, padded up to whole patches."""
+        return tuple(math.ceil(n / p) for n, p in zip(latent.shape[2:], patch_size(self.network), strict=True))
+
     def tokens_of(self, latent: torch.Tensor) -> int:
-        """Tokens of a latent `[B, C, T, H, W]` cut into this network's patches, padded up to whole patches."""
-        return math.prod(math.ceil(n / p) for n, p in zip(latent.shape[2:], patch_size(self.network), strict=True))
+        """How many tokens those are."""
+        return math.prod(self.grid_of(latent))
 
     def once(self, key: torch.Tensor, compute: Callable[[], Any]) -> Any:
         """The value computed for this very tensor the first time it is met in this evaluation."""
@@ -69,7 +77,7 @@ def open_call(step, dense_step, network, forward, args, kwargs, options: dict, v
     if call.refusal is not None:
         return call
     call.batch, call.frames = latent.shape[0], latent.shape[2]
-    call.video_tokens = call.tokens_of(latent)
+    call.grid = call.grid_of(latent)
     # [B, L, C]; a [B, L, 1] is a timestep per token.
     contexts = {x.shape[1] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() == 3 and x.shape[2] > 1}
     call.other_lengths = frozenset(contexts.union(*(x.shape[2:] for x in streams[1:])))

@@ -7,39 +7,29 @@ wrapper, travels in this run's own transformer options and is dropped when sampl
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import comfy.model_management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..svg2_core.attention import AttentionResult, default_heads, svg2_attention
-from ..svg2_core.cache import CentroidCache
-from ..svg2_core.config import SVG2Config
 from ..svg2_core.layout import Layout
 from ..svg2_core.ops import registry
 from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
-from ..svg2_core.stats import RunStats, StatsHandle
 from .block_numbers import block_and_total, watch_blocks
 from .layouts import calls_wrapper, find_layout, uncompiled
-from .model_call import ModelCall, open_call
+from .model_call import ModelCall
+from .run import Run, Settings
 
 KEY = "svg2"  # of the wrappers and callbacks
 _RUN = "svg2_run"  # in transformer_options, for the length of a run
 _CALL = "svg2_call"  # in transformer_options, for the length of a model evaluation
 _OVERRIDE = "optimized_attention_override"
+# Dense calls that would have been sparse in another step or block: their time can be compared with the sparse ones'.
+COMPARABLE = {Reason.WARMUP, Reason.PAST_END, Reason.DENSE_BLOCK}
 
 log = logging.getLogger("svg2")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the node decided. backend: as asked for, "auto" or a name."""
-
-    config: SVG2Config
-    backend: str
-    handle: StatsHandle
 
 
 def apply_patch(model, settings: Settings):
@@ -59,35 +49,6 @@ def apply_patch(model, settings: Settings):
     previous = options.get(_OVERRIDE)
     options[_OVERRIDE] = Override(settings, previous.previous if isinstance(previous, Override) else previous)
     return model
-
-
-class Run:
-    """The mutable state of one sampling run."""
-
-    def __init__(self, settings: Settings, schedule: Schedule, batch: int):
-        self.settings = settings
-        self.schedule = schedule
-        self.batch = batch  # videos sampled together
-        self.cache = CentroidCache()
-        self.stats = RunStats()
-        self.heads_at_a_time: dict[torch.device, int] = {}  # where memory ran short
-
-    @torch.compiler.disable
-    def model_call(self, network, forward, args, kwargs, options: dict) -> ModelCall:
-        """Open one evaluation. Reads the current sigma: the only wait for the device in an evaluation without padding."""
-        step = self.schedule.step_of(options["sigmas"].flatten()[0].item())
-        self.cache.now = step
-        return open_call(step, self.schedule.dense_step(step), network, forward, args, kwargs, options, self.batch)
-
-    def finish(self, completed: bool) -> None:
-        self.cache.clear()
-        try:
-            report = self.stats.report(completed)
-        except Exception:  # after a device fault every read fails; the error that ended the run is the one to show
-            log.exception("SVG2: no report of this run")
-            return
-        self.settings.handle.add(report)
-        log.info(report.summary)
 
 
 def _outer_sample(settings: Settings) -> Callable:
@@ -208,10 +169,13 @@ class Override:
             if call is None:
                 return dense()
             call.delegating = True
+            watch = run.stats.dense_watch(q.device) if out.reason in COMPARABLE else None
             try:
                 return dense()
             finally:
                 call.delegating = False
+                if watch is not None:
+                    watch.stop()
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 
@@ -247,27 +211,31 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     c_q, c_k = run.settings.config.cluster_counts(layout.video_len)
     reason = call.dense_step or run.schedule.dense_block(number, total)
     if reason is not None:
-        return _refuse(run, Refusal(reason), block)
+        return _refuse(run, Refusal(reason), block, call.step)
     least = max(run.settings.config.min_tokens, c_q, c_k)
     if layout.video_len < least:
-        return _refuse(run, Refusal(Reason.SHORT_SEQUENCE, f"{layout.video_len:,} < {least:,} tokens"), block)
+        return _refuse(run, Refusal(Reason.SHORT_SEQUENCE, f"{layout.video_len:,} < {least:,} tokens"), block, call.step)
     if not (q.dtype == k.dtype == v.dtype):
-        return _refuse(run, Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block)
+        return _refuse(run, Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block, call.step)
 
     keys = [(block, *row, layout.video_len, q.device, call.window) for row in call.rows()]
+    watch = run.stats.sparse_watch(q.device)
     result = _attend(run, q, k, v, layout, keys, scale)
     if isinstance(result, Refusal):
-        return _refuse(run, result, block)
+        return _refuse(run, result, block, call.step)
+    watch.stop()
     result, backend = result
     for key, entry in zip(keys, result.centroids, strict=False):
         run.cache.put(key, entry)
     run.stats.sparse_call(call.step, block, layout.video_len, result.density, backend)
+    if call.step == run.schedule.last_sparse_step:
+        run.stats.clusters(block, result.groups, call.grid)
     return result.out
 
 
-def _refuse(run: Run, refusal: Refusal, block: str | None) -> Refusal:
+def _refuse(run: Run, refusal: Refusal, block: str | None, step: int | None = None) -> Refusal:
     """Count a dense call; the first of each reason the user should know about goes to the log."""
-    if run.stats.dense_call(refusal.reason, block, refusal.detail) and not refusal.reason.expected:
+    if run.stats.dense_call(refusal.reason, block, refusal.detail, step) and not refusal.reason.expected:
         log.warning("SVG2: dense attention: %s", run.stats.notices[refusal.reason])
     return refusal
 

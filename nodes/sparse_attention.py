@@ -32,7 +32,7 @@ class SVG2SparseAttention(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A video diffusion model: Wan, HunyuanVideo, Cosmos and others. What SVG2 cannot serve runs dense, with the reason in the log."),
                 io.Boolean.Input("enabled", optional=True, default=True, tooltip="Off passes the model through untouched, to compare."),
-                io.Combo.Input("preset", optional=True, options=list(PRESETS), default="auto",
+                io.Combo.Input("preset", optional=True, options=list(PRESETS), default="auto", extra_dict={"svg2_presets": preset_values()},
                     tooltip="Fills every knob left at auto. auto: balanced. quality: closest to dense. turbo: fastest. paper: the published settings, without compensation."),
                 io.Int.Input("q_clusters", optional=True, default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of query tokens per head. 0: auto, grows with the number of tokens."),
                 io.Int.Input("k_clusters", optional=True, default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of key tokens per head. 0: auto, grows with the number of tokens."),
@@ -53,6 +53,7 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
                     tooltip="Which kernels compute the sparse calls. auto: the fastest that supports this GPU."),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(tooltip="The model with sparse attention."),
                 Stats.Output("stats", tooltip="What ran and why, for SVG2 Report."),
@@ -96,7 +97,31 @@ class SVG2SparseAttention(io.ComfyNode):
         handle = StatsHandle()
         if not enabled:
             return io.NodeOutput(model, handle)
-        return io.NodeOutput(apply_patch(model, Settings(config, backend, handle)), handle)
+        node = cls.hidden.unique_id if cls.hidden is not None else None  # None: called by a script
+        return io.NodeOutput(apply_patch(model, Settings(config, backend, handle, preset, node)), handle)
+
+
+def preset_values(tokens: int = 75_600) -> dict[str, dict]:
+    """What each preset stands for, for the panel in the node: clusters at the length of a 720p video of Wan's."""
+
+    def values(name: str) -> dict:
+        config = preset_config(name, "wan_t2v")
+        q_clusters, k_clusters = config.cluster_counts(tokens)
+        return {
+            "name": "balanced" if name == "auto" else name,
+            "q_clusters": q_clusters,
+            "k_clusters": k_clusters,
+            "tokens": tokens,
+            "top_p": config.top_p,
+            "warmup_fraction": config.warmup_fraction,
+            "min_k_ratio": config.min_k_ratio,
+            "kmeans_init_iters": config.kmeans_init_iters,
+            "kmeans_iters": config.kmeans_iters,
+            "dense_blocks": config.dense_blocks,
+            "compensation": config.compensation,
+        }
+
+    return {name: values(name) for name in PRESETS}
 
 
 def build_config(preset: SVG2Config, **knobs: tuple) -> SVG2Config:

@@ -17,11 +17,15 @@ _QUERY, _KEY = 0, 1
 
 @dataclass(frozen=True)
 class AttentionResult:
-    """out `[B, H, N, D]` in q's dtype; density: 0-d fp32 tensor on the device; centroids: one entry per batch row."""
+    """out `[B, H, N, D]` in q's dtype; density: 0-d fp32 tensor on the device; centroids: one entry per batch row.
+
+    groups: query and key clusters of each chunk of heads, in order (one chunk unless the heads were split).
+    """
 
     out: torch.Tensor
     density: torch.Tensor
     centroids: list[Centroids]
+    groups: list[tuple[Clusters, Clusters]]
 
 
 def svg2_attention(
@@ -52,12 +56,13 @@ def svg2_attention(
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
     with torch.cuda.device_of(q):  # Triton launches on the current device
         parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
-    shares = [density * (heads.stop - heads.start) / q.shape[1] for (density, _), heads in zip(parts, chunks, strict=True)]
-    rows = zip(*(centroids for _, centroids in parts), strict=True)
+    shares = [density * (heads.stop - heads.start) / q.shape[1] for (density, *_), heads in zip(parts, chunks, strict=True)]
+    rows = zip(*(centroids for _, centroids, _ in parts), strict=True)
     return AttentionResult(
         out=out,
         density=sum(shares[1:], shares[0]),
         centroids=[Centroids(torch.cat([e.q for e in row]), torch.cat([e.k for e in row])) for row in rows],
+        groups=[groups for *_, groups in parts],
     )
 
 
@@ -85,8 +90,8 @@ def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
     return min(fit, q.shape[1])
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids]]:
-    """Answer some heads of the call into their part of `out`; their density and centroids."""
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids], tuple]:
+    """Answer some heads of the call into their part of `out`; their density, centroids and clusters."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     c_q, c_k = config.cluster_counts(layout.video_len)
     video = layout.video
@@ -114,7 +119,7 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[t
         q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, out=out, backend=backend
     )
     centroids = [Centroids.pack(a, b) for a, b in zip(q_groups.centroids, k_groups.centroids, strict=True)]
-    return density(q_groups, k_groups, selected, q.shape[2]), centroids
+    return density(q_groups, k_groups, selected, q.shape[2]), centroids, (q_groups, k_groups)
 
 
 def _cluster(x, n_clusters, warm, config, role, first_head, backend) -> Clusters:

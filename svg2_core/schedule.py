@@ -43,6 +43,11 @@ class Schedule:
         """First step past end_percent."""
         return math.ceil(self.config.end_percent * self.steps - 1e-6)
 
+    @property
+    def last_sparse_step(self) -> int:
+        """The last step that may be sparse; what is kept of only one step is kept of this one."""
+        return min(self.end_step, self.steps) - 1
+
     def step_of(self, sigma: float) -> int:
         """Index of the step to which a model evaluation at `sigma` belongs."""
         # Samplers recompute sigmas through timesteps and logs, so a value may miss the schedule's by rounding:

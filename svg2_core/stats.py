@@ -1,13 +1,16 @@
 """What ran and why: counters during a run, an immutable report after it."""
 
+import statistics
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
+from .cluster_picture import ClusterPicture, Groups
 from .reasons import Reason
+from .stopwatch import Stopwatch
 
 # Dense calls that were never candidates: they do not count in the share of sparse calls.
 _NOT_CANDIDATES = {Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN}
@@ -30,7 +33,13 @@ class RunReport:
 
     tokens: longest sequence of video tokens seen; density: mean over sparse calls, None if there were none;
     sparse_share: sparse calls over all video self-attention calls; dense_calls: count by reason name;
-    density_by_block_and_step: rows follow block_labels, columns follow steps, None where the block ran dense.
+    density_by_block_and_step: rows follow block_labels, columns follow steps, None where the block ran dense;
+    reasons_by_block_and_step: the name of the reason there, None where it ran sparse or not at all;
+    settings: what the run went by, knobs at auto resolved; device: its type, such as "cuda";
+    dense_call_ms, sparse_call_ms: median times of one video self-attention call, None if there were none, and
+    attention_speedup: the first over the second; step_speedup: median seconds of the wholly dense steps over the sparse ones',
+    without the run's first step;
+    q_cluster_sizes, k_cluster_sizes, overlays: of the last step (see ClusterPicture), empty if nothing was sparse in it.
     """
 
     tokens: int
@@ -45,10 +54,22 @@ class RunReport:
     seconds: float
     completed: bool
     notices: list[str] = field(default_factory=list)
+    reasons_by_block_and_step: list[list[str | None]] = field(default_factory=list)
+    settings: dict[str, object] = field(default_factory=dict)
+    device: str | None = None
+    dense_call_ms: float | None = None
+    sparse_call_ms: float | None = None
+    attention_speedup: float | None = None
+    step_speedup: float | None = None
+    q_cluster_sizes: list[int] = field(default_factory=list)
+    k_cluster_sizes: list[int] = field(default_factory=list)
+    overlays: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict:
-        """The report as plain dicts, lists, numbers and strings, ready for JSON."""
-        return asdict(self)
+        """The report as plain dicts, lists, numbers and strings, ready for JSON; without the overlays."""
+        plain = asdict(replace(self, overlays={}))
+        del plain["overlays"]
+        return plain
 
     @property
     def summary(self) -> str:
@@ -67,39 +88,10 @@ class RunReport:
         )
 
 
-class Stopwatch:
-    """Seconds spent in a region, on the device's own clock where it has one; read without waiting until the end."""
-
-    def __init__(self, device: torch.device):
-        self._events = None
-        self._stopped = False
-        if device.type == "cuda":
-            self._stream = torch.cuda.current_stream(device)
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            self._events[0].record(self._stream)
-        else:
-            self._start = time.perf_counter()
-
-    @torch.compiler.disable
-    def stop(self) -> None:
-        if self._events:
-            self._events[1].record(self._stream)
-        else:
-            self._seconds = time.perf_counter() - self._start
-        self._stopped = True
-
-    def seconds(self) -> float:
-        """Waits for the device; call it once a run is over. 0 for a region that was never left (another thread's)."""
-        if not self._stopped:
-            return 0.0
-        if self._events:
-            self._events[1].synchronize()
-            return self._events[0].elapsed_time(self._events[1]) / 1000
-        return self._seconds
-
-
 class RunStats:
-    """Counters of one run, from one thread per GPU. Nothing here waits for the device before `report`."""
+    """Counters of one run, from one thread per GPU. Nothing here waits for the device before `report`, but for `read_with`."""
+
+    TIMED = 256  # calls of a kind that are timed: the first dense ones, the latest sparse ones (the first compile kernels)
 
     def __init__(self):
         self.began = time.perf_counter()
@@ -107,8 +99,15 @@ class RunStats:
         self.backend: str | None = None
         self.dense: Counter[Reason] = Counter()
         self.notices: dict[Reason, str] = {}
-        self._densities: list[tuple[int, str, torch.Tensor]] = []
+        self.details: dict[Reason, str] = {}  # of the first call of each reason
+        self.device: str | None = None
+        self.picture = ClusterPicture()
+        self._unread: list[tuple[str, int, torch.Tensor]] = []  # block, step, density
+        self._cells: dict[tuple[str, int], list[float]] = {}  # densities that have been read
+        self._reasons: dict[tuple[str, int], Reason] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
+        self._dense_watches: list[Stopwatch] = []
+        self._sparse_watches: deque[Stopwatch] = deque(maxlen=self.TIMED)
         self._sigmas: dict[int, float] = {}
         self._labels: dict[str, None] = {}  # an ordered set: blocks in the order they were first seen
         self._lock = threading.Lock()
@@ -118,47 +117,95 @@ class RunStats:
         """Begin timing one model evaluation; the caller stops the watch."""
         watch = Stopwatch(device)
         with self._lock:
+            self.device = device.type
             self._sigmas.setdefault(step, sigma)
             self._watches.append((step, watch))
         return watch
 
-    def dense_call(self, reason: Reason, block: str | None = None, detail: str = "") -> bool:
+    def dense_call(self, reason: Reason, block: str | None = None, detail: str = "", step: int | None = None) -> bool:
         """Count a dense call; True the first time this run sees the reason."""
         with self._lock:
             if block is not None:
                 self._labels.setdefault(block)
+                if step is not None:
+                    self._reasons[block, step] = reason
             self.dense[reason] += 1
             first = reason not in self.notices
             if first:
                 self.notices[reason] = reason.sentence + (f" ({detail})" if detail else "")
+                self.details[reason] = detail
             return first
 
     def sparse_call(self, step: int, block: str, tokens: int, density: torch.Tensor, backend: str) -> None:
         with self._lock:
             self._labels.setdefault(block)
-            self._densities.append((step, block, density))
+            self._unread.append((block, step, density))
             self.tokens = max(self.tokens, tokens)
             self.backend = backend
 
-    def report(self, completed: bool) -> RunReport:
+    def clusters(self, block: str, groups: Groups, grid: tuple[int, int, int]) -> None:
+        """Keep what this call's clusters look like. Of several GPUs, the last one's."""
+        with self._lock:
+            self.picture.take(block, groups, grid)
+
+    def dense_watch(self, device: torch.device) -> Stopwatch | None:
+        """Begin timing a dense call over video tokens; None once enough have been timed."""
+        with self._lock:
+            if len(self._dense_watches) == self.TIMED:
+                return None
+            self._dense_watches.append(watch := Stopwatch(device))
+            return watch
+
+    def sparse_watch(self, device: torch.device) -> Stopwatch:
+        """Begin timing a sparse call. One that fails is never stopped and does not count."""
+        with self._lock:
+            self._sparse_watches.append(watch := Stopwatch(device))
+            return watch
+
+    @torch.compiler.disable
+    def read_with(self, value: torch.Tensor) -> float:
+        """A 0-d tensor's value. The densities of its device come along on the same trip to the host."""
+        with self._lock:
+            taken = [entry for entry in self._unread if entry[2].device == value.device]
+            self._unread = [entry for entry in self._unread if entry[2].device != value.device]
+        value, *densities = torch.stack([value.float(), *(density for *_, density in taken)]).tolist()
+        with self._lock:
+            self._learn(taken, densities)
+        return value
+
+    def _learn(self, entries: list, values: list[float]) -> None:
+        for (block, step, _), value in zip(entries, values, strict=True):
+            self._cells.setdefault((block, step), []).append(value)
+
+    def blocks_at(self, step: int) -> list[tuple[str, float | None, str | None]]:
+        """Each block seen so far: its density in that step as far as it has been read, or else the reason it ran dense."""
+        with self._lock:
+            return [(block, _mean(self._cells.get((block, step), [])), self._reason(block, step)) for block in self._labels]
+
+    def _reason(self, block: str, step: int) -> str | None:
+        reason = None if (block, step) in self._cells else self._reasons.get((block, step))
+        return reason and reason.value
+
+    def report(self, completed: bool, settings: dict[str, object] | None = None) -> RunReport:
         """Sum up; waits for the device once."""
         with self._lock:  # of a failed run, another GPU may still be in an evaluation
-            return self._report(completed)
+            return self._report(completed, settings or {})
 
-    def _report(self, completed: bool) -> RunReport:
+    def _report(self, completed: bool, settings: dict[str, object]) -> RunReport:
         seconds: Counter[int] = Counter()
         for step, watch in self._watches:
             seconds[step] += watch.seconds()
-        values = _to_host([d for *_, d in self._densities])
-        cells: dict[tuple[str, int], list[float]] = {}
-        for (step, block, _), value in zip(self._densities, values, strict=True):
-            cells.setdefault((block, step), []).append(value)
+        self._learn(self._unread, _to_host([density for *_, density in self._unread]))
+        self._unread = []
+        cells, values = self._cells, [value for cell in self._cells.values() for value in cell]
         indices = sorted(self._sigmas)
         by_step = {i: [v for (_, s), vs in cells.items() if s == i for v in vs] for i in indices}
         steps = [
             StepReport(i, self._sigmas[i], bool(by_step[i]), seconds[i], _mean(by_step[i])) for i in indices
         ]
         candidates = len(values) + sum(n for reason, n in self.dense.items() if reason not in _NOT_CANDIDATES)
+        dense_ms, sparse_ms = _median_ms(self._dense_watches), _median_ms(self._sparse_watches)
+        q_sizes, k_sizes = self.picture.sizes()
         return RunReport(
             tokens=self.tokens,
             density=_mean(values),
@@ -172,6 +219,16 @@ class RunStats:
             seconds=time.perf_counter() - self.began,
             completed=completed,
             notices=[text for reason, text in self.notices.items() if not reason.expected],
+            reasons_by_block_and_step=[[self._reason(b, i) for i in indices] for b in self._labels],
+            settings=settings,
+            device=self.device,
+            dense_call_ms=dense_ms,
+            sparse_call_ms=sparse_ms,
+            attention_speedup=_ratio(dense_ms, sparse_ms),
+            step_speedup=_ratio(_median(_settled(steps, False)), _median(_settled(steps, True))),
+            q_cluster_sizes=q_sizes,
+            k_cluster_sizes=k_sizes,
+            overlays=self.picture.labels(),
         )
 
 
@@ -187,6 +244,24 @@ def _to_host(scalars: list[torch.Tensor]) -> list[float]:
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _settled(steps: list[StepReport], sparse: bool) -> list[float]:
+    """Seconds of the steps of a kind, less a run's first step: the model is still on its way to the GPU then."""
+    return [step.seconds for step in steps[1:] if step.sparse == sparse]
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _median_ms(watches) -> float | None:
+    """Median milliseconds of the regions that were left."""
+    return _median([1000 * seconds for watch in watches if (seconds := watch.seconds()) > 0])
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
 
 
 class StatsHandle:

@@ -305,17 +305,17 @@ def experts(host):
 @pytest.fixture
 def starts(monkeypatch):
     """Every look for past centroids in each run, in order: whether there were any."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.svg2_core.cache import CentroidCache
 
     runs = {}
-    get = patch.CentroidCache.get
+    get = CentroidCache.get
 
     def look(self, key):
         found = get(self, key)
         runs.setdefault(self, []).append(found is not None)
         return found
 
-    monkeypatch.setattr(patch.CentroidCache, "get", look)
+    monkeypatch.setattr(CentroidCache, "get", look)
     return runs
 
 

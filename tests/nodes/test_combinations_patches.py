@@ -223,10 +223,10 @@ def test_step_caches(model, with_both, name, cache, order):
 @pytest.fixture
 def handovers(monkeypatch):
     """`handovers(blocks)`: pairs (block that left centroids, block that found them) of these blocks, as they run."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.svg2_core.cache import CentroidCache
 
     now, author, pairs, handles = [None], {}, [], []
-    get, put = patch.CentroidCache.get, patch.CentroidCache.put
+    get, put = CentroidCache.get, CentroidCache.put
 
     def found(self, key):
         entry = get(self, key)
@@ -243,8 +243,8 @@ def handovers(monkeypatch):
             handles.append(block.register_forward_pre_hook(lambda *_, number=number: now.__setitem__(0, number)))
         return pairs
 
-    monkeypatch.setattr(patch.CentroidCache, "get", found)
-    monkeypatch.setattr(patch.CentroidCache, "put", left)
+    monkeypatch.setattr(CentroidCache, "get", found)
+    monkeypatch.setattr(CentroidCache, "put", left)
     yield watch
     for handle in handles:
         handle.remove()

@@ -1,6 +1,7 @@
 """A run cancelled or failed, at whatever depth, ends with its own error, leaves nothing behind and spoils no other."""
 
 import gc
+import importlib
 import weakref
 
 import pytest
@@ -133,11 +134,10 @@ def our_prepare_state(model, monkeypatch):
     return model, Broken
 
 
-def _our(name, number=3):
+def _our(module, name, number=3):
     def arrange(model, monkeypatch):
-        from svg2_pack.nodes import patch
-
-        monkeypatch.setattr(patch, name, at_call(number, getattr(patch, name), fails(Broken)))
+        place = importlib.import_module(f"svg2_pack.nodes.{module}")
+        monkeypatch.setattr(place, name, at_call(number, getattr(place, name), fails(Broken)))
         return model, Broken
 
     arrange.__name__ = f"our_{name}"
@@ -145,8 +145,8 @@ def _our(name, number=3):
 
 
 FAILURES = [cancelled_in_a_block, cancelled_in_a_kernel, another_override, a_block, another_model_wrapper,
-            another_prepare_state, our_prepare_state, _our("open_call"), _our("watch_blocks"),
-            _our("find_layout", 10)]  # fmt: skip
+            another_prepare_state, our_prepare_state, _our("run", "open_call"), _our("patch", "watch_blocks"),
+            _our("patch", "find_layout", 10)]  # fmt: skip
 
 
 def traces(model) -> dict:

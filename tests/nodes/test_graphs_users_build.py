@@ -68,10 +68,10 @@ def test_a_wrapper_that_splits_the_batch_unannounced(wan, svg2, monkeypatch):
             call["input"].chunk(2), call["timestep"].chunk(2), call["c"]["c_crossattn"].chunk(2), strict=True)]  # fmt: skip
         return torch.cat(parts)
 
-    from svg2_pack.nodes import patch
+    from svg2_pack.svg2_core.cache import CentroidCache
 
     kept = []
-    monkeypatch.setattr(patch.CentroidCache, "put", lambda self, key, entry: kept.append(key))
+    monkeypatch.setattr(CentroidCache, "put", lambda self, key, entry: kept.append(key))
     patched, stats = svg2(wan, **EVERYWHERE)
     halves = patched.clone()
     halves.set_model_unet_function_wrapper(split)

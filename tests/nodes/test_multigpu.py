@@ -158,17 +158,17 @@ def test_four_conditionings(wan, svg2, split, monkeypatch, devices):
 
 
 def test_each_device_keeps_its_own_centroids(made, svg2, split, monkeypatch):
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import run
 
     kept = []
 
-    class Recorded(patch.CentroidCache):
+    class Recorded(run.CentroidCache):
         def get(self, key):
             entry = super().get(key)
             kept.append((threading.get_ident(), key, entry is not None))
             return entry
 
-    monkeypatch.setattr(patch, "CentroidCache", Recorded)
+    monkeypatch.setattr(run, "CentroidCache", Recorded)
     patched, _ = svg2(made("cosmos t2v"), **SPARSE)
     sample("cosmos t2v", split(InStep(2)(patched)))
     threads = {thread for thread, *_ in kept}

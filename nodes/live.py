@@ -1,0 +1,141 @@
+"""What a run tells the browser: one message at the start of each step and one at the end, over the host's own websocket.
+
+A message goes to the tab that queued the prompt. The last one of each node is kept, so that a reloaded tab can ask for it
+once. Without a server (tests, scripts) nothing is sent.
+"""
+
+import sys
+import threading
+from collections import OrderedDict
+
+from comfy_execution.utils import get_executing_context
+
+from ..svg2_core.reasons import Reason
+from ..svg2_core.schedule import Schedule
+from ..svg2_core.stats import RunReport, RunStats
+
+EVENT = "svg2.status"
+ROUTE = "/svg2/status"
+REMEMBERED = 256  # messages, of all tabs together
+
+_latest: OrderedDict[tuple[str, str | None, str], dict] = OrderedDict()  # by tab, graph and node
+
+
+class Live:
+    """The messages of one run of the SVG2 node `node` (its id in the prompt; None: nobody to tell)."""
+
+    def __init__(self, node: str | None):
+        self._server = running_server()
+        self._tab = getattr(self._server, "client_id", None)
+        self._header = None
+        if node is not None and self._tab is not None:
+            context = get_executing_context()
+            prompt = context.prompt_id if context else None
+            self._header = {"node": node, "prompt": prompt, "graph": _graph_of(self._server, prompt)}
+        self._step: int | None = None
+        self._lock = threading.Lock()
+
+    def step(self, step: int, schedule: Schedule, stats: RunStats) -> None:
+        """Announce a step at its first evaluation: several GPUs, or a sampler that evaluates twice, announce it once."""
+        if self._header is None:
+            return
+        with self._lock:
+            if step == self._step:
+                return
+            before, self._step = self._step, step
+        self._send(progress(step, before, schedule, stats))
+
+    def end(self, report: RunReport, stats: RunStats) -> None:
+        if self._header is not None:
+            self._send(totals(report, stats))
+
+    def _send(self, body: dict) -> None:
+        message = {**self._header, **body}
+        key = (self._tab, message["graph"], message["node"])
+        _latest[key] = message
+        _latest.move_to_end(key)
+        while len(_latest) > REMEMBERED:
+            _latest.popitem(last=False)
+        self._server.send_sync(EVENT, message, self._tab)
+
+
+def progress(step: int, before: int | None, schedule: Schedule, stats: RunStats) -> dict:
+    """The step that begins, and what is known of the one before it."""
+    reason = schedule.dense_step(step)
+    return {
+        "state": "sampling",
+        "step": step + 1,
+        "steps": schedule.steps,
+        "dense": reason and reason.value,
+        "blocks": [] if before is None else stats.blocks_at(before),
+        "tokens": stats.tokens,
+        "backend": stats.backend,
+        "device": stats.device,
+        "reasons": reasons(stats),
+    }
+
+
+def totals(report: RunReport, stats: RunStats) -> dict:
+    """The finished run."""
+    rows = zip(report.block_labels, report.density_by_block_and_step, report.reasons_by_block_and_step, strict=True)
+    return {
+        "state": "done" if report.completed else "stopped",
+        "steps": len(report.steps),
+        "sparse_steps": sum(step.sparse for step in report.steps),
+        "blocks": [(label, _mean(densities), _last(names)) for label, densities, names in rows],
+        "density": report.density,
+        "sparse_share": report.sparse_share,
+        "tokens": report.tokens,
+        "backend": report.backend,
+        "device": report.device,
+        "attention_speedup": report.attention_speedup,
+        "step_speedup": report.step_speedup,
+        "dense_calls": report.dense_calls,
+        "settings": report.settings,
+        "reasons": reasons(stats),
+    }
+
+
+def reasons(stats: RunStats) -> list[dict]:
+    """Why calls ran dense so far, each with its sentence; `expected` where the settings ask for it."""
+    return [
+        {"name": reason.value, "sentence": reason.sentence, "detail": detail, "expected": reason.expected}
+        for reason, detail in list(stats.details.items())
+        if reason not in (Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN)
+    ]
+
+
+def _mean(cells: list[float | None]) -> float | None:
+    known = [cell for cell in cells if cell is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _last(names: list[str | None]) -> str | None:
+    return next((name for name in reversed(names) if name is not None), None)
+
+
+def running_server():
+    """The host's server in this process, or None. Not imported: where nobody started one, importing it would be a surprise."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def _graph_of(server, prompt: str | None) -> str | None:
+    """The id of the workflow that the running `prompt` was queued from: two tabs of the editor may use the same node ids."""
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    for _, prompt_id, _, extra_data, *_ in running:
+        if prompt_id == prompt:
+            return ((extra_data.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
+    return None
+
+
+def serve() -> None:
+    """Answer a tab that was reloaded with the last messages meant for it."""
+    server = running_server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.get(ROUTE)
+    async def status(request):
+        tab = request.query.get("client_id")
+        return web.json_response([message for (owner, *_), message in list(_latest.items()) if owner == tab])

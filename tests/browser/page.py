@@ -1,0 +1,153 @@
+"""The real front end in headless Chromium, talking to a real ComfyUI server that has this pack and the demo's nodes."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from comfy_server import Server  # noqa: E402
+from host import find  # noqa: E402
+
+RENDERERS = ("classic", "nodes2")
+# Complaints of the host itself, on a server with neither its cloud nor its manager.
+NOT_OURS = ("favicon", "api.comfy.org", "Failed to load resource", "firebase", "userdata", "Manager", "GPU stall", "WebGL", "huggingface.co",
+            "graph accessed before initialization")
+
+
+def chromium() -> str | None:
+    """The system's Chromium or Chrome; $SVG2_CHROMIUM names another."""
+    names = (os.environ.get("SVG2_CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@asynccontextmanager
+async def server(**environment):
+    """A running ComfyUI on the CPU in a folder of its own."""
+    kept = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            async with Server(find(), Path(folder), Path(folder) / "server.log", cpu=True) as running:
+                yield running
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@asynccontextmanager
+async def browser():
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        options = {"executable_path": chromium(), "args": ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]}
+        running = await playwright.chromium.launch(**options)
+        try:
+            yield running
+        finally:
+            await running.close()
+
+
+class Tab:
+    """One tab of the editor. errors: what its console complained of."""
+
+    def __init__(self, page, url: str):
+        self.page, self.url, self.errors, self.messages = page, url, [], []
+        page.on("console", lambda m: m.type == "error" and self._complain(f"{m.text} ({m.location.get('url', '')})"))
+        page.on("pageerror", lambda error: self._complain(str(error)))
+        page.on("websocket", lambda socket: socket.on("framereceived", self._hear))
+
+    def _complain(self, text: str) -> None:
+        if not any(word in text for word in NOT_OURS):
+            self.errors.append(text)
+
+    def _hear(self, payload) -> None:
+        if isinstance(payload, str) and "svg2." in payload:
+            self.messages.append(json.loads(payload))
+
+    async def open(self):
+        await self.page.goto(self.url)
+        await self.page.wait_for_function("window.app?.canvas?.graph", timeout=90_000)
+        await self.page.wait_for_function(
+            "window.app.extensions.some(e => e.name === 'svg2.status')", timeout=30_000
+        )
+        await self.page.wait_for_timeout(800)
+        await self.page.keyboard.press("Escape")
+        return self
+
+    async def load(self, workflow: dict | str) -> None:
+        await self.page.evaluate("w => window.app.loadGraphData(w)", workflow)
+        await self.page.wait_for_timeout(500)
+
+    async def queue(self) -> None:
+        await self.page.evaluate("window.app.queuePrompt(0)")
+
+    async def idle(self, timeout: float = 120) -> None:
+        """Until the server's queue is empty."""
+        for _ in range(int(timeout / 0.2)):
+            state = await self.page.evaluate("fetch('/queue').then(r => r.json())")
+            if not state["queue_running"] and not state["queue_pending"]:
+                return
+            await asyncio.sleep(0.2)
+        raise TimeoutError("the queue did not empty")
+
+    async def panel(self, node: int | str) -> dict:
+        """What the panel of an SVG2 node shows."""
+        return await self.page.evaluate(
+            """id => { const e = window.app.rootGraph.getNodeById(id)?.svg2Panel?.element;
+               return e && { state: e.dataset.state, text: e.innerText, line: e.querySelector('.svg2-line')?.innerText,
+                             bars: e.querySelectorAll('.svg2-bar').length, warning: e.querySelector('.svg2-warning')?.innerText }; }""",
+            node,
+        )
+
+    async def look_at(self, *nodes, zoom: float = 1.0) -> None:
+        """Bring nodes to the upper left of the canvas."""
+        await self.page.evaluate(
+            """([ids, zoom]) => { const found = ids.map(id => app.canvas.graph.getNodeById(id)), ds = app.canvas.ds;
+               ds.scale = zoom;
+               ds.offset[0] = 130 / zoom - Math.min(...found.map(n => n.pos[0]));
+               ds.offset[1] = 150 / zoom - Math.min(...found.map(n => n.pos[1]));
+               app.canvas.setDirty(true, true); }""",
+            [list(nodes), zoom],
+        )
+        await self.page.wait_for_timeout(400)
+
+    async def picture(self, path, *nodes, zoom: float = 1.0) -> None:
+        """A screenshot of these nodes and nothing else."""
+        await self.look_at(*nodes, zoom=zoom)
+        x, y, width, height = await self.page.evaluate(
+            """ids => { const boxes = ids.map(id => app.canvas.graph.getNodeById(id).getBounding()), ds = app.canvas.ds, pad = 8;
+               const low = i => Math.min(...boxes.map(b => b[i])), high = i => Math.max(...boxes.map(b => b[i] + b[i + 2]));
+               const c = app.canvas.canvas.getBoundingClientRect();
+               return [c.left + (low(0) + ds.offset[0]) * ds.scale - pad, c.top + (low(1) + ds.offset[1]) * ds.scale - pad,
+                       (high(0) - low(0)) * ds.scale + 2 * pad, (high(1) - low(1)) * ds.scale + 2 * pad]; }""",
+            list(nodes),
+        )
+        await self.page.screenshot(path=str(path), clip={"x": x, "y": y, "width": width, "height": height})
+
+
+@asynccontextmanager
+async def tab(running, url: str, renderer: str = "classic", theme: str = "dark", locale: str = "en", size=(1400, 900)):
+    """A tab of its own, with the settings a user would have chosen in the editor's menu."""
+    context = await running.new_context(viewport={"width": size[0], "height": size[1]})
+    settings = {
+        "Comfy.VueNodes.Enabled": renderer == "nodes2",
+        "Comfy.ColorPalette": theme,
+        "Comfy.Locale": locale,
+        "Comfy.TutorialCompleted": True,
+        "Comfy.InstalledVersion": "1.47.12",
+        "Comfy.Workflow.ShowMissingModelsWarning": False,
+    }
+    answer = await context.request.post(f"{url}/settings", data=settings)
+    assert answer.ok, await answer.text()
+    page = await context.new_page()
+    try:
+        yield await Tab(page, url).open()
+    finally:
+        await context.close()
