@@ -150,7 +150,7 @@ class Override:
     @torch.compiler.disable
     def __call__(self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False,
                  skip_output_reshape=False, **kwargs):  # fmt: skip
-        def dense():
+        def dense(func=func):
             attention = func if self.previous is None else self.previous
             first = () if self.previous is None else (func,)
             return attention(*first, q, k, v, heads, mask=mask, attn_precision=attn_precision, skip_reshape=skip_reshape,
@@ -169,9 +169,10 @@ class Override:
             if call is None:
                 return dense()
             call.delegating = True
-            watch = run.stats.dense_watch(q.device) if out.reason in COMPARABLE else None
+            comparable = out.reason in COMPARABLE
+            watch = run.stats.dense_watch(q.device) if comparable else None
             try:
-                return dense()
+                return dense(run.settings.dense or func) if comparable and mask is None else dense()
             finally:
                 call.delegating = False
                 if watch is not None:

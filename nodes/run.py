@@ -1,6 +1,7 @@
 """One sampling run: what the node decided, and the state that lives and dies with the run."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,18 @@ log = logging.getLogger("svg2")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the node decided. backend, preset: as asked for, "auto" or a name; node: its place in the graph, if it has one."""
+    """What the node decided.
+
+    backend, preset: as asked for, "auto" or a name; node: its place in the graph, if it has one;
+    dense: what computes the dense calls over video tokens in place of the host's own choice.
+    """
 
     config: SVG2Config
     backend: str
     handle: StatsHandle
     preset: str = "auto"
     node: str | None = None
+    dense: Callable | None = None
 
 
 class Run:

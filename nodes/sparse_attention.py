@@ -1,7 +1,9 @@
 """Node SVG2SparseAttention: between the model loader and the sampler."""
 
+import logging
 from dataclasses import replace
 
+from comfy.ldm.modules.attention import get_attention_function
 from comfy_api.latest import io
 
 from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS, SVG2Config
@@ -10,6 +12,8 @@ from ..svg2_core.presets import PRESETS, preset_config
 from ..svg2_core.stats import StatsHandle
 from .layouts import preset_family
 from .patch import Settings, apply_patch
+
+log = logging.getLogger("svg2")
 
 Stats = io.Custom("SVG2_STATS")
 
@@ -52,6 +56,8 @@ class SVG2SparseAttention(io.ComfyNode):
                     tooltip="centroid: the mean of a skipped group stands in for its members. off: skipped groups are dropped, as in the paper."),
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
                     tooltip="Which kernels compute the sparse calls. auto: the fastest that supports this GPU."),
+                io.Combo.Input("dense_attention", optional=True, options=["auto", "flash"], default="auto", advanced=True,
+                    tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -78,6 +84,7 @@ class SVG2SparseAttention(io.ComfyNode):
         min_tokens=-1,
         compensation="auto",
         backend="auto",
+        dense_attention="auto",
     ) -> io.NodeOutput:
         config = build_config(
             preset_config(preset, preset_family(model)),
@@ -98,7 +105,20 @@ class SVG2SparseAttention(io.ComfyNode):
         if not enabled:
             return io.NodeOutput(model, handle)
         node = cls.hidden.unique_id if cls.hidden is not None else None  # None: called by a script
-        return io.NodeOutput(apply_patch(model, Settings(config, backend, handle, preset, node)), handle)
+        settings = Settings(config, backend, handle, preset, node, dense=_dense_attention(dense_attention))
+        return io.NodeOutput(apply_patch(model, settings), handle)
+
+
+def _dense_attention(choice: str):
+    """The host's function for `choice`; None, with a word in the log, where this machine does not have it."""
+    if choice == "auto":
+        return None
+    if choice != "flash":
+        raise ValueError(f"dense_attention: {choice!r} is not accepted; it takes auto or flash")
+    function = get_attention_function("flash", None)
+    if function is None:
+        log.warning("SVG2: dense_attention is flash, but the package flash-attn is not installed; ComfyUI's own attention is used")
+    return function
 
 
 def preset_values(tokens: int = 75_600) -> dict[str, dict]:

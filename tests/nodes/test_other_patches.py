@@ -1,5 +1,6 @@
 """Other nodes patch the same model: overrides chain, and none displaces another silently."""
 
+import pytest
 import torch
 from svg2_pack.svg2_core.metrics import rel_l2
 from tiny_wan import sample
@@ -74,3 +75,37 @@ def test_unknown_keyword_arguments_reach_the_host(wan, svg2):
     q = torch.randn(1, 10, 256)
     out = call(attention_pytorch, q, q, q, 2, from_the_future=1, transformer_options={})
     assert seen == [1] and out.shape == q.shape
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """The host's `flash` function, in the place of the package it needs; the shapes of its calls."""
+    import comfy.ldm.modules.attention as attention
+
+    calls = []
+
+    def function(q, k, v, heads, **kwargs):
+        calls.append(tuple(q.shape))
+        return attention.attention_pytorch(q, k, v, heads, **kwargs)
+
+    monkeypatch.setitem(attention.REGISTERED_ATTENTION_FUNCTIONS, "flash", function)
+    return calls
+
+
+def test_flash_attention_for_the_dense_calls(wan, dense_sample, svg2, flash):
+    """It takes the video self-attentions of the dense step and block, and no cross-attention."""
+    patched, stats = svg2(wan, top_p=1.0, warmup_steps=1, dense_blocks="0", dense_attention="flash")
+    assert rel_l2(sample(patched), dense_sample) <= 1e-5
+    dense = stats.latest().dense_calls
+    assert dense == {"warmup": 3, "dense_block": 3} and len(flash) == 6 and {shape[1] for shape in flash} == {320}
+    flash.clear()
+    sample(svg2(wan, warmup_steps=1)[0])
+    assert flash == []
+
+
+def test_flash_attention_that_is_not_there(wan, dense_sample, svg2, caplog):
+    patched, _ = svg2(wan, top_p=1.0, dense_attention="flash")
+    assert "flash-attn is not installed" in caplog.text
+    assert rel_l2(sample(patched), dense_sample) <= 1e-5
+    with pytest.raises(ValueError, match="dense_attention: 'sage' is not accepted; it takes auto or flash"):
+        svg2(wan, dense_attention="sage")

@@ -130,3 +130,56 @@ def test_the_handle_keeps_the_last_four():
     assert len(kept) == 4 and all(a is b for a, b in zip(kept, reports[2:], strict=True))
     kept.clear()
     assert len(handle.reports()) == 4
+
+
+class Watch:
+    """A region that took so many seconds, or was never left (None)."""
+
+    def __init__(self, seconds):
+        self.seconds = lambda: seconds or 0.0
+
+
+def test_speeds_are_ratios_of_medians():
+    stats = RunStats()
+    stats._dense_watches = [Watch(s) for s in (9.0, 0.4, 0.5, 0.4)]  # the first loads things
+    stats._sparse_watches.extend(Watch(s) for s in (0.1, 0.1, 7.0, None))  # one compiled, one failed
+    stats._sigmas = {0: 1.0, 1: 0.8, 2: 0.6, 3: 0.4}
+    stats._watches = [(0, Watch(30.0)), (1, Watch(6.0)), (2, Watch(2.0)), (3, Watch(1.0)), (3, Watch(1.0))]
+    for step in (2, 3):
+        stats.sparse_call(step, "0", 10, density(0.1), "torch")
+    report = stats.report(completed=True)
+    assert report.dense_call_ms == pytest.approx(450) and report.sparse_call_ms == pytest.approx(100)
+    assert report.attention_speedup == pytest.approx(4.5)
+    assert report.step_speedup == pytest.approx(3.0), "without the first step"
+
+
+def test_no_speed_without_both_kinds():
+    stats = RunStats()
+    watch = stats.dense_watch(CPU)
+    watch.stop()
+    assert stats.report(True).attention_speedup is None and stats.report(True).step_speedup is None
+
+
+def test_timed_calls_are_bounded():
+    stats = RunStats()
+    dense = [stats.dense_watch(CPU) for _ in range(300)]
+    assert sum(watch is not None for watch in dense) == RunStats.TIMED
+    for _ in range(300):
+        stats.sparse_watch(CPU).stop()
+    assert len(stats._sparse_watches) == RunStats.TIMED
+
+
+def test_reasons_by_block_and_step():
+    stats = RunStats()
+    for step in (0, 1):
+        stats.model_call(step, 1.0 - step, CPU).stop()
+    stats.dense_call(Reason.WARMUP, "0", "", 0)
+    stats.dense_call(Reason.WARMUP, "1", "", 0)
+    stats.dense_call(Reason.DENSE_BLOCK, "0", "", 1)
+    stats.sparse_call(1, "1", 10, density(0.25), "torch")
+    assert stats.read_with(torch.tensor(0.5)) == 0.5
+    assert stats.blocks_at(1) == [("0", None, "dense_block"), ("1", 0.25, None)]
+    report = stats.report(True, {"top_p": 0.5})
+    assert report.reasons_by_block_and_step == [["warmup", "dense_block"], ["warmup", None]]
+    assert report.density_by_block_and_step == [[None, None], [None, 0.25]]
+    assert report.settings == {"top_p": 0.5} and report.device == "cpu"
