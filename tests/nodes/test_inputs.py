@@ -42,7 +42,7 @@ def test_the_schema_is_the_contract(host):
     assert {i.id: i.default for i in schema.inputs if i.id != "model"} == {
         "enabled": True, "preset": "auto", "q_clusters": 0, "k_clusters": 0, "top_p": 0.0, "warmup_steps": -1,
         "min_k_ratio": -1.0, "kmeans_init_iters": 0, "kmeans_iters": 0, "end_percent": 1.0, "dense_blocks": "auto",
-        "min_tokens": -1, "compensation": "auto", "backend": "auto",
+        "min_tokens": -1, "compensation": "auto", "backend": "auto", "dense_attention": "auto",
     }  # fmt: skip
     assert [o.io_type for o in schema.outputs] == ["MODEL", "SVG2_STATS"]
     assert all(i.tooltip for i in schema.inputs)

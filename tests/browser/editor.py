@@ -16,6 +16,7 @@ from comfy_server import Server  # noqa: E402
 from host import find  # noqa: E402
 
 RENDERERS = ("classic", "nodes2")
+SVG2, SAMPLER, DECODE = 3, 6, 7  # nodes of the demo's workflow
 # Complaints of the host itself, on a server with neither its cloud nor its manager.
 NOT_OURS = ("favicon", "api.comfy.org", "Failed to load resource", "firebase", "userdata", "Manager", "GPU stall", "WebGL", "huggingface.co",
             "graph accessed before initialization")
@@ -28,17 +29,16 @@ def chromium() -> str | None:
 
 
 @asynccontextmanager
-async def server(**environment):
-    """A running ComfyUI on the CPU in a folder of its own."""
-    kept = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+async def server():
+    """A running ComfyUI on the CPU in a folder of its own; without Triton's interpreter, which is for the kernels' tests."""
+    interpret = os.environ.pop("TRITON_INTERPRET", None)
     try:
         with tempfile.TemporaryDirectory() as folder:
             async with Server(find(), Path(folder), Path(folder) / "server.log", cpu=True) as running:
                 yield running
     finally:
-        for name, value in kept.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
 
 
 @asynccontextmanager
@@ -73,13 +73,17 @@ class Tab:
 
     async def open(self):
         await self.page.goto(self.url)
+        await self.ready()
+        return self
+
+    async def ready(self) -> None:
+        """Until the editor and the pack's extension are up."""
         await self.page.wait_for_function("window.app?.canvas?.graph", timeout=90_000)
         await self.page.wait_for_function(
             "window.app.extensions.some(e => e.name === 'svg2.status')", timeout=30_000
         )
         await self.page.wait_for_timeout(800)
         await self.page.keyboard.press("Escape")
-        return self
 
     async def load(self, workflow: dict | str) -> None:
         await self.page.evaluate("w => window.app.loadGraphData(w)", workflow)
@@ -100,8 +104,10 @@ class Tab:
     async def panel(self, node: int | str) -> dict:
         """What the panel of an SVG2 node shows."""
         return await self.page.evaluate(
-            """id => { const e = window.app.rootGraph.getNodeById(id)?.svg2Panel?.element;
-               return e && { state: e.dataset.state, text: e.innerText, line: e.querySelector('.svg2-line')?.innerText,
+            """id => { const path = String(id).split(':'), at = path.pop();
+               const graph = path.reduce((g, i) => g.getNodeById(i).subgraph, window.app.rootGraph);
+               const e = graph.getNodeById(at)?.svg2Panel?.element;
+               return !e ? null : { state: e.dataset.state, text: e.innerText, line: e.querySelector('.svg2-line')?.innerText,
                              bars: e.querySelectorAll('.svg2-bar').length, warning: e.querySelector('.svg2-warning')?.innerText }; }""",
             node,
         )

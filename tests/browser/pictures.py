@@ -1,0 +1,117 @@
+"""Take the pictures of the help pages: every node idle, running, finished and warning, in both renderers.
+
+`python tests/browser/pictures.py [folder]`, web/docs/img/ unless a folder is given. About two minutes.
+"""
+
+import asyncio
+import json
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import environment  # noqa: E402
+
+environment.ensure()
+
+import editor  # noqa: E402
+from editor import DECODE, SAMPLER, SVG2  # noqa: E402
+from PIL import Image  # noqa: E402
+
+ADD = """([kind, x, y, links]) => {
+    const node = LiteGraph.createNode(kind), at = id => app.rootGraph.getNodeById(id);
+    app.rootGraph.add(node); node.pos = [x, y];
+    for (const [from, slot, input] of links) at(from).connect(slot, node, node.inputs.findIndex(i => i.name === input));
+    return node.id; }"""
+
+
+def workflow(**changes) -> dict:
+    """The demo's workflow; `changes` of the sampler's steps and the video's length."""
+    file = json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8"))
+    file["nodes"] = [node for node in file["nodes"] if node["type"] not in ("Note", "MarkdownNote")]
+    nodes = {node["id"]: node for node in file["nodes"]}
+    nodes[SAMPLER]["widgets_values"][0] = random.randrange(2**40)
+    nodes[SAMPLER]["widgets_values"][2] = changes.get("steps", 20)
+    return file
+
+
+def shrink(path: Path) -> None:
+    """Few colours are enough for a node."""
+    Image.open(path).convert("RGB").quantize(96).save(path, optimize=True)
+
+
+async def finished(tab) -> None:
+    await tab.queue()
+    await asyncio.sleep(1)
+    await tab.idle(600)
+    await asyncio.sleep(1.5)
+
+
+async def sparse_attention(tab, shot) -> None:
+    await tab.load(workflow())
+    await shot("SVG2SparseAttention", "idle", SVG2)
+    await tab.queue()
+    while " 9/" not in ((await tab.panel(SVG2))["line"] or ""):
+        await asyncio.sleep(0.05)
+    await shot("SVG2SparseAttention", "running", SVG2)
+    await tab.idle(600)
+    await asyncio.sleep(1)
+    await shot("SVG2SparseAttention", "finished", SVG2)
+    await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets.find(w => w.name === 'min_tokens').value = -1 }", SVG2)
+    await finished(tab)
+    await shot("SVG2SparseAttention", "warning", SVG2)
+
+
+async def report_and_compare(tab, shot) -> None:
+    await tab.load(workflow())
+    report = await tab.page.evaluate(ADD, ["SVG2Report", 1500, 0, [[SVG2, 1, "stats"], [SAMPLER, 0, "samples"], [DECODE, 0, "images"]]])
+    # The same video, sampled dense, to compare with.
+    dense = await tab.page.evaluate(ADD, ["KSampler", 1500, 900, [[2, 0, "model"], [5, 0, "positive"], [5, 1, "negative"], [5, 2, "latent_image"]]])
+    await tab.page.evaluate(
+        """([from, to]) => { const at = id => app.rootGraph.getNodeById(id);
+           at(to).widgets.forEach((w, i) => { w.value = at(from).widgets[i].value }) }""",
+        [SAMPLER, dense],
+    )
+    decode = await tab.page.evaluate(ADD, ["SVG2DemoDecode", 1500, 1300, [[dense, 0, "samples"]]])
+    compare = await tab.page.evaluate(ADD, ["SVG2Compare", 2300, 0, [[decode, 0, "reference"], [DECODE, 0, "candidate"]]])
+    for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
+        await shot(kind, "idle", node)
+    await finished(tab)
+    for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
+        await tab.page.evaluate("id => app.rootGraph.getNodeById(id).setSize([560, 760])", node)
+        await shot(kind, "finished", node)
+
+
+async def others(tab, shot) -> None:
+    await tab.load(workflow(steps=2))
+    kinds = await tab.page.evaluate("Object.keys(LiteGraph.registered_node_types).filter(n => n.startsWith('SVG2'))")
+    doctor = await tab.page.evaluate(ADD, ["SVG2Doctor", 1500, 0, []])
+    await shot("SVG2Doctor", "idle", doctor)
+    if "SVG2FusedOps" in kinds:
+        fused = await tab.page.evaluate(ADD, ["SVG2FusedOps", 1500, 700, [[2, 0, "model"]]])
+        await shot("SVG2FusedOps", "idle", fused)
+    await finished(tab)
+    await shot("SVG2Doctor", "finished", doctor)
+
+
+async def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    async with editor.server() as server, editor.browser() as browser:
+        for renderer in editor.RENDERERS:
+            for scene in (sparse_attention, report_and_compare, others):
+                async with editor.tab(browser, server.url, renderer, size=(1400, 1100)) as tab:
+
+                    async def shot(kind, state, node, tab=tab, renderer=renderer):
+                        path = folder / f"{kind}.{state}.{renderer}.png"
+                        await tab.picture(path, node)
+                        shrink(path)
+                        print(path.name, flush=True)
+
+                    await scene(tab, shot)
+                    assert tab.errors == [], tab.errors
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "web/docs/img"))
