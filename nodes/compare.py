@@ -60,8 +60,8 @@ class SVG2Compare(io.ComfyNode):
 class Scores:
     """One number per frame. psnr: dB, infinite for equal frames.
 
-    lpips: empty where it was not computed, and then why_no_lpips says why; broken: by input, the frames that have values
-    that are not finite, counted from 1. All numbers of such a frame are NaN.
+    lpips: empty where it was not computed, and then why_no_lpips says why; broken: by input, the frames (from 1) with
+    values that are not finite. All numbers of such a frame are NaN.
     """
 
     psnr: list[float]
@@ -96,7 +96,7 @@ def size(images: torch.Tensor) -> str:
 
 
 def measure(reference: torch.Tensor, candidate: torch.Tensor) -> Scores:
-    """Compare `[F, H, W, C]` in 0..1 frame by frame, on the device they are on: memory for one frame, however long they are."""
+    """Compare `[F, H, W, C]` in 0..1 on the device they are on, frame by frame: memory for one, however many there are."""
     lpips = load_lpips(reference[0])
     scores = Scores([], [], [], lpips if isinstance(lpips, str) else "", {})
     metrics = [(psnr, scores.psnr), (ssim, scores.ssim)] + ([] if scores.why_no_lpips else [(lpips, scores.lpips)])
@@ -122,8 +122,10 @@ def ssim(result: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def load_lpips(frame: torch.Tensor):
-    """LPIPS (Zhang et al. 2018) on AlexNet as `metric(result, reference) -> float` of frames `[H, W, C]` in 0..1 as large
-    as `frame`, or the reason why there is none. Nothing is ever downloaded: the backbone must be in torch's cache."""
+    """LPIPS (Zhang et al. 2018) on AlexNet: `metric(result, reference) -> float` of `[H, W, C]` in 0..1 as large as `frame`.
+
+    A str instead says why there is none. Nothing is ever downloaded: the backbone must be in torch's cache already.
+    """
     try:
         from lpips import LPIPS
         from torchvision.models import AlexNet_Weights
@@ -159,7 +161,9 @@ def verdict(scores: Scores) -> str:
             "if you expected a difference, check that the two inputs come from two runs"
         )
     if db >= NOISE_HIGH:
-        return f"{decibel(db)}: closer than two dense attention backends are to each other ({NOISE_LOW}-{NOISE_HIGH} dB)"
+        return (
+            f"{decibel(db)}: closer than two dense attention backends are to each other ({NOISE_LOW}-{NOISE_HIGH} dB)"
+        )
     if db >= NOISE_LOW:
         return f"{decibel(db)}: within the noise between two dense attention backends ({NOISE_LOW}-{NOISE_HIGH} dB)"
     return (
@@ -181,7 +185,9 @@ def lines(scores: Scores, reference: torch.Tensor) -> list[str]:
     ]
     if scores.lpips:
         worst = max(range(len(scores.lpips)), key=scores.lpips.__getitem__)
-        found.append(f"LPIPS {mean(scores.lpips):.4f} mean, highest {scores.lpips[worst]:.4f} in frame {worst + 1} (0 is equal)")
+        found.append(
+            f"LPIPS {mean(scores.lpips):.4f} mean, highest {scores.lpips[worst]:.4f} in frame {worst + 1} (0 is equal)"
+        )
     else:
         found.append(f"LPIPS not computed: {scores.why_no_lpips}")
     for i, (db, alike) in enumerate(zip(scores.psnr, scores.ssim, strict=True)):

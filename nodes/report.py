@@ -7,9 +7,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..svg2_core.reasons import Reason
 from ..svg2_core.stats import RunReport
 from .plots.pages import clusters_page, empty_page, run_page
-from .plots.reasons import words
 from .sparse_attention import Stats
 
 NO_RUN = (
@@ -83,10 +83,16 @@ def choose_block(report: RunReport, wanted: int) -> tuple[str | None, str]:
     """The label of the block whose clusters are shown, None if there are none, and a sentence for the page."""
     there = [label for label in report.block_labels if label in report.overlays]
     if not there:
-        return None, "No clusters to lay over the video: the sequence has other tokens among the video's, such as references."
+        return (
+            None,
+            "No clusters to lay over the video: the sequence has other tokens among the video's, such as references.",
+        )
     label = there[len(there) // 2] if wanted < 0 else str(wanted)
     if label not in there:
-        return None, f"No clusters to show of block {label}: it did not run sparse in the last sparse step. Blocks that did: {', '.join(there)}."
+        return (
+            None,
+            f"No clusters to show of block {label}: it did not run sparse in the last sparse step. Blocks that did: {', '.join(there)}.",
+        )
     count = report.overlays[label].unique().numel()
     return label, (
         f"Block {label}, head 0, last sparse step: each patch is a query token, and patches of one colour are one of {count} clusters. "
@@ -98,7 +104,11 @@ def headline(report: RunReport) -> list[str]:
     """The first lines of the page: what it came to, and with which settings."""
     parts = [f"{report.tokens:,} tokens"] if report.sparse_calls else ["every call ran dense"]
     if report.density is not None:
-        parts += [f"density {report.density:.1%}", f"{report.sparse_share:.0%} of calls sparse", f"backend {report.backend}"]
+        parts += [
+            f"density {report.density:.1%}",
+            f"{report.sparse_share:.0%} of calls sparse",
+            f"backend {report.backend}",
+        ]
     if report.sparse_calls and report.attention_speedup is not None and report.device != "cpu":
         parts.append(f"attention {report.attention_speedup:.1f}x faster than this run's dense calls")
     shown = ("preset", "top_p", "q_clusters", "k_clusters", "warmup_steps", "dense_blocks", "compensation")
@@ -110,9 +120,9 @@ def summary(report: RunReport) -> str:
     """The report in words, a fact a line."""
     lines = [] if report.completed else [FAILED]
     lines += [report.summary, *speed(report)]
-    if report.dense_calls:
-        lines.append("dense calls: " + ", ".join(f"{words(name)} {count:,}" for name, count in report.dense_calls.items()))
-    lines += [f"note: {notice}" for notice in report.notices]
+    reasons = [(Reason(name), count) for name, count in report.dense_calls.items()]
+    lines += [f"dense, {count:,} calls: {reason.sentence}" for reason, count in reasons if reason.expected]
+    lines += [f"note: {notice}" for notice in report.notices]  # the sentences of what was not expected
     if report.settings:
         lines.append("settings: " + ", ".join(f"{name} {_value(value)}" for name, value in report.settings.items()))
     return "\n".join(lines)
@@ -140,7 +150,9 @@ def _value(value: object) -> str:
 
 def write_json(report: RunReport) -> dict[str, str]:
     """Write the report into ComfyUI's temp folder. -> where, in the form of the host's own previews."""
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("svg2_report", folder_paths.get_temp_directory())
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        "svg2_report", folder_paths.get_temp_directory()
+    )
     file = Path(folder, f"{name}_{counter:05}_.json")
     file.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     return {"filename": file.name, "subfolder": subfolder, "type": "temp"}

@@ -82,7 +82,7 @@ class Canvas:
 
     def text(self, x: float, y: float, words: str, size: int = 18, color: str | None = None, anchor: str = "la",
              width: float | None = None) -> float:  # fmt: skip
-        """Write words at a Pillow anchor ("la": left, top); cut to `width` pixels with "..." at the end. -> pixels taken."""
+        """Write words at a Pillow anchor ("la": left, top), cut to `width` pixels with "...". -> pixels taken."""
         if width is not None and self.width_of(words, size) > width:
             while words and self.width_of(words + "...", size) > width:
                 words = words[:-1]
@@ -90,7 +90,9 @@ class Canvas:
         self._draw.text((round(x), round(y)), words, fill=color or self.theme.text, font=font(size), anchor=anchor)
         return self.width_of(words, size)
 
-    def paragraph(self, x: float, y: float, words: str, width: float, size: int = 18, color: str | None = None) -> float:
+    def paragraph(
+        self, x: float, y: float, words: str, width: float, size: int = 18, color: str | None = None
+    ) -> float:
         """Write words in as many lines as they take. -> the y below them."""
         line = ""
         for word in words.split():

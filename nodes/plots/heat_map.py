@@ -10,7 +10,7 @@ TITLE = 22
 
 
 def edges(start: float, end: float, count: int) -> list[int]:
-    """Pixel positions of `count` cells between start and end, count + 1 of them; of one size where that leaves enough."""
+    """Pixel positions of the edges of `count` cells between start and end, the cells of one size unless tiny."""
     size = (end - start) / max(1, count)
     size = int(size) if size >= 4 else size
     return [round(start + i * size) for i in range(count + 1)]
@@ -78,7 +78,9 @@ def draw_legend(canvas: Canvas, report: RunReport, right: float, y: float, most:
     """What each hatching in the map means, right-aligned in the line at y, at most `most` pixels wide."""
     seen = {r for row in report.reasons_by_block_and_step for r in row if r is not None}
     names = [name for name in report.dense_calls if name in seen] or sorted(seen)
-    entries = [(reasons.pattern(n), reasons.words(n), reasons.is_fallback(n)) for n in names if not reasons.is_fallback(n)]
+    entries = [
+        (reasons.pattern(n), reasons.words(n), reasons.is_fallback(n)) for n in names if not reasons.is_fallback(n)
+    ]
     fallbacks = [reasons.words(n) for n in names if reasons.is_fallback(n)]
     if fallbacks:
         entries.append((reasons.FALLBACK, ", ".join(fallbacks), True))

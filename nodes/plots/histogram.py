@@ -6,11 +6,12 @@ from .scales import count, nice_top
 
 
 def size_range(entry: int) -> str:
-    """The tokens of a cluster counted by entry `entry` of the histogram: "0", "1", "2-3", "4-7"."""
-    if entry == 0:
-        return "0"
-    low, high = 2 ** (entry - 1), 2**entry - 1
-    return count(low) if low == high else f"{count(low)}-{count(high)}" if high < 1000 else f"{count(low)}+"
+    """The tokens of a cluster that `entry` of the histogram counts: "0", "1", "2-3", "512-1k", "1k-2k" (k: 1024)."""
+    if entry < 2:
+        return str(entry)
+    low, end = 2 ** (entry - 1), 2**entry
+    first = str(low) if low < 1024 else f"{low // 1024}k"
+    return f"{first}-{end - 1}" if end < 1024 else f"{first}-{end // 1024}k"
 
 
 def draw_histogram(canvas: Canvas, queries: list[int], keys: list[int], box) -> None:
@@ -29,8 +30,12 @@ def draw_histogram(canvas: Canvas, queries: list[int], keys: list[int], box) -> 
         for i, series in enumerate((queries, keys)):
             value = series[entry] if entry < len(series) else 0
             start = x + width * (0.1 + 0.4 * i)
-            canvas.box((start, bottom - (bottom - top) * value / end, start + 0.4 * width - 1, bottom), canvas.theme.series[i])
-        canvas.text(x + width / 2, bottom + 6, size_range(entry), TICK if width >= 76 else TICK - 3, canvas.theme.muted, "ma")
+            canvas.box(
+                (start, bottom - (bottom - top) * value / end, start + 0.4 * width - 1, bottom), canvas.theme.series[i]
+            )
+        canvas.text(
+            x + width / 2, bottom + 6, size_range(entry), TICK if width >= 76 else TICK - 3, canvas.theme.muted, "ma"
+        )
 
 
 def draw_key(canvas: Canvas, right: float, y: float) -> None:

@@ -14,7 +14,7 @@ SIX = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0
 
 
 def many_colors(count: int) -> np.ndarray:
-    """`count` colours, uint8 `[count, 3]`: hues by the golden ratio, three levels of lightness for eyes that see few hues."""
+    """`count` colours, uint8 `[count, 3]`: hues by the golden ratio, three lightnesses for eyes that see few hues."""
     levels = ((0.95, 0.55), (0.75, 0.9), (0.45, 0.8))
     rgb = [colorsys.hsv_to_rgb(i * 0.618034 % 1, levels[i % 3][1], levels[i % 3][0]) for i in range(count)]
     return (np.array(rgb).reshape(-1, 3) * 255).round().astype(np.uint8)
@@ -54,7 +54,7 @@ def borders(labels: np.ndarray) -> np.ndarray:
 
 
 def all_clusters(labels: np.ndarray, frame: np.ndarray | None, colors: np.ndarray) -> np.ndarray:
-    """Every cluster in a colour of its own, half transparent over the frame. labels and frame of the same height and width."""
+    """Every cluster in a colour of its own, half transparent over the frame (as high and wide as labels)."""
     picture = colors[labels].astype(float)
     if frame is not None:
         picture = 0.5 * picture + 0.5 * frame

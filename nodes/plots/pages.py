@@ -27,7 +27,9 @@ def _header(canvas: Canvas, title: str, lines: list[str], warnings: list[str]) -
     canvas.text(MARGIN, 24, title, 32)
     y = 70
     for i, line in enumerate(lines):
-        canvas.text(MARGIN, y, line, TITLE if i == 0 else TICK, None if i == 0 else canvas.theme.muted, width=WIDTH - 2 * MARGIN)
+        canvas.text(
+            MARGIN, y, line, TITLE if i == 0 else TICK, None if i == 0 else canvas.theme.muted, width=WIDTH - 2 * MARGIN
+        )
         y += 30 if i == 0 else 26
     for line in warnings[:2]:
         canvas.text(MARGIN, y, line, TICK, canvas.theme.warning, width=WIDTH - 2 * MARGIN)
@@ -52,7 +54,7 @@ def run_page(report: RunReport, lines: list[str], warnings: list[str], theme: st
         ys = edges(top, top + min(HEIGHT - 340 - top, 64 * len(report.block_labels)), len(report.block_labels))
         draw_heat_map(canvas, report, xs, ys)
         if report.sparse_calls:
-            draw_scale(canvas, report, (xs[-1] + 70, ys[0], xs[-1] + 90, ys[-1]))
+            draw_scale(canvas, report, (xs[-1] + 28, ys[0], xs[-1] + 48, ys[-1]))
         canvas.upright_text(MARGIN - 14, (ys[0] + ys[-1]) / 2, "block", TICK)
         top = ys[-1] + 38
     plots = [("density of the sparse calls", draw_density)] if report.sparse_calls else []
@@ -65,8 +67,13 @@ def run_page(report: RunReport, lines: list[str], warnings: list[str], theme: st
     return canvas
 
 
-def clusters_page(report: RunReport, block: str | None, sentence: str, images: torch.Tensor | None, theme: str) -> Canvas:
-    """Clusters of one block over the frames, and cluster sizes. block: None where there are none to show; the sentence says why."""
+def clusters_page(
+    report: RunReport, block: str | None, sentence: str, images: torch.Tensor | None, theme: str
+) -> Canvas:
+    """Clusters of one block over the frames, and cluster sizes.
+
+    block: its label, None where there are no clusters to show; sentence: what is shown, or why nothing is.
+    """
     canvas = Canvas(WIDTH, HEIGHT, THEMES[theme])
     canvas.text(MARGIN, 24, "SVG2 report: clusters", 32)
     y = canvas.paragraph(MARGIN, 70, sentence, WIDTH - 2 * MARGIN, TICK, canvas.theme.muted) + 8
@@ -76,7 +83,19 @@ def clusters_page(report: RunReport, block: str | None, sentence: str, images: t
     if report.q_cluster_sizes:
         canvas.text(MARGIN, floor, "how large the clusters are", TITLE)
         draw_key(canvas, WIDTH - MARGIN, floor + 3)
-        draw_histogram(canvas, report.q_cluster_sizes, report.k_cluster_sizes, (MARGIN + 50, floor + 50, WIDTH - MARGIN, HEIGHT - 70))
+        draw_histogram(
+            canvas,
+            report.q_cluster_sizes,
+            report.k_cluster_sizes,
+            (MARGIN + 50, floor + 50, WIDTH - MARGIN, HEIGHT - 70),
+        )
         canvas.upright_text(MARGIN - 14, HEIGHT - 135, "clusters", TICK)
-        canvas.text(WIDTH - MARGIN, HEIGHT - 14, "tokens in a cluster; all heads and blocks, last sparse step", TICK, canvas.theme.muted, "rs")
+        canvas.text(
+            WIDTH - MARGIN,
+            HEIGHT - 14,
+            "tokens in a cluster; all heads and blocks, last sparse step",
+            TICK,
+            canvas.theme.muted,
+            "rs",
+        )
     return canvas

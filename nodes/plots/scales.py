@@ -5,7 +5,19 @@ import math
 import numpy as np
 
 # Eleven points of viridis (van der Walt & Smith 2015): even steps to the eye, for colour-blind eyes and in grey too.
-_VIRIDIS = ("440154", "482475", "414487", "355f8d", "2a788e", "21918c", "22a884", "44bf70", "7ad151", "bddf26", "fde725")
+_VIRIDIS = (
+    "440154",
+    "482475",
+    "414487",
+    "355f8d",
+    "2a788e",
+    "21918c",
+    "22a884",
+    "44bf70",
+    "7ad151",
+    "bddf26",
+    "fde725",
+)
 _POINTS = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in _VIRIDIS], dtype=float)
 
 

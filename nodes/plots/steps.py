@@ -23,7 +23,9 @@ def _dense_bar(canvas: Canvas, report: RunReport, column: int, box) -> None:
 
 def _axis(canvas: Canvas, xs: list[int], top: float, bottom: float, end: str, middle: str) -> None:
     """Grid lines and labels at 0, the middle and the end of the scale."""
-    shown = [(bottom, "0", "rs"), (top, end, "rm")] + ([((top + bottom) / 2, middle, "rm")] if bottom - top >= 70 else [])
+    shown = [(bottom, "0", "rs"), (top, end, "rm")] + (
+        [((top + bottom) / 2, middle, "rm")] if bottom - top >= 70 else []
+    )
     for y, words, anchor in shown:
         canvas.box((xs[0], y, xs[-1], y + 1), canvas.theme.grid)
         canvas.text(xs[0] - 8, y, words, TICK, canvas.theme.muted, anchor)

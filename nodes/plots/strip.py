@@ -9,8 +9,13 @@ WIDTH, NAMES, GAP, SIZE = 1280, 40, 8, 18  # pixels; SIZE: of the font
 NARROWEST, TALLEST = 165, 320  # pixels of a frame: wide enough for its caption, and no taller than that asks for
 
 
-def draw_strip(reference: torch.Tensor, candidate: torch.Tensor, amplify: float, columns: int, captions: list[str]) -> Canvas:
-    """Rows: reference, candidate, |difference| x amplify. reference, candidate: `[F, H, W, C]` in 0..1; a caption per frame."""
+def draw_strip(
+    reference: torch.Tensor, candidate: torch.Tensor, amplify: float, columns: int, captions: list[str]
+) -> Canvas:
+    """Rows: reference, candidate, |difference| x amplify.
+
+    reference, candidate: `[F, H, W, C]` in 0..1; captions: one for each of the F frames.
+    """
     shown = frames_shown(len(reference), columns)
     aspect = reference.shape[2] / reference.shape[1]
     width = int(max(NARROWEST, min((WIDTH - NAMES) / len(shown) - GAP, TALLEST * aspect)))
