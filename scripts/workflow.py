@@ -3,7 +3,7 @@
 from host import SetupError
 
 PATCH, SAVE = "SVG2SparseAttention", "SVG2DemoSave"
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGETS = {"COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 CONTROLS = {"fixed", "increment", "increment-wrap", "decrement", "randomize"}
 MUTED, BYPASSED = 2, 4
 

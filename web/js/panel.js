@@ -60,10 +60,10 @@ export class Panel {
   fit() {
     const height = Math.max(20, Math.ceil(this.inner.offsetHeight) + 2 * MARGIN);
     if (!this.inner.isConnected || height === this.height) return;
-    const grown = height - this.height;
     this.height = height;
     const [width, now] = this.node.size;
-    this.node.setSize([width, Math.max(this.node.computeSize()[1], now + grown)]);
+    const least = this.node.computeSize()[1];
+    if (now < least) this.node.setSize([width, least]);
     app.canvas?.setDirty(true, true);
   }
 }
