@@ -23,10 +23,11 @@ class Server:
     """`async with Server(comfyui, base, log, cpu) as server`: ComfyUI at `comfyui`, keeping all it writes under `base`.
 
     It sees the models and inputs of `comfyui`, this pack and the demo's nodes, but none of the other custom nodes there.
+    Its environment is `environment`, or this process's.
     """
 
-    def __init__(self, comfyui: Path, base: Path, log: Path, cpu: bool):
-        self.comfyui, self.base, self.log, self.cpu = comfyui, base, log, cpu
+    def __init__(self, comfyui: Path, base: Path, log: Path, cpu: bool, environment: dict[str, str] | None = None):
+        self.comfyui, self.base, self.log, self.cpu, self.environment = comfyui, base, log, cpu, environment
         self.output = base / "output"
         self.client = uuid.uuid4().hex
 
@@ -45,7 +46,9 @@ class Server:
         if self.cpu:
             command.append("--cpu")
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment
+            )
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
         try:
             await self._ready()

@@ -31,14 +31,10 @@ def chromium() -> str | None:
 @asynccontextmanager
 async def server():
     """A running ComfyUI on the CPU in a folder of its own; without Triton's interpreter, which is for the kernels' tests."""
-    interpret = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            async with Server(find(), Path(folder), Path(folder) / "server.log", cpu=True) as running:
-                yield running
-    finally:
-        if interpret is not None:
-            os.environ["TRITON_INTERPRET"] = interpret
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        async with Server(find(), Path(folder), Path(folder) / "server.log", cpu=True, environment=environment) as running:
+            yield running
 
 
 @asynccontextmanager
@@ -107,8 +103,8 @@ class Tab:
             """id => { const path = String(id).split(':'), at = path.pop();
                const graph = path.reduce((g, i) => g.getNodeById(i).subgraph, window.app.rootGraph);
                const e = graph.getNodeById(at)?.svg2Panel?.element;
-               return !e ? null : { state: e.dataset.state, text: e.innerText, line: e.querySelector('.svg2-line')?.innerText,
-                             bars: e.querySelectorAll('.svg2-bar').length, warning: e.querySelector('.svg2-warning')?.innerText }; }""",
+               return !e ? null : { state: e.dataset.state, text: e.textContent, line: e.querySelector('.svg2-line')?.textContent,
+                             bars: e.querySelectorAll('.svg2-bar').length, warning: e.querySelector('.svg2-warning')?.textContent }; }""",
             node,
         )
 
