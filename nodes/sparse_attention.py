@@ -60,6 +60,8 @@ class SVG2SparseAttention(io.ComfyNode):
                     tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
             ],
             hidden=[io.Hidden.unique_id],
+            # Two nodes with the same knobs on the same model each report what they did; the host's cache would make them one.
+            not_idempotent=True,
             outputs=[
                 io.Model.Output(tooltip="The model with sparse attention."),
                 Stats.Output("stats", tooltip="What ran and why, for SVG2 Report."),

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from editor import RENDERERS, SVG2
+from editor import RENDERERS, SAMPLER, SVG2
 
 REASON = "() => fetch('/history').then(r => r.json())"
 
@@ -143,8 +143,12 @@ def test_edits_during_and_after_a_run(in_tab, demo):
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_in_a_subgraph(in_tab, demo, renderer):
+    """Also after the same node ran outside of it, from which the host must not take what the node inside is to do."""
+
     async def test(tab):
         await tab.load(demo())
+        await run(tab)
+        await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets[0].value += 1; }", SAMPLER)
         host = await tab.page.evaluate(
             "id => { const { node } = app.canvas.graph.convertToSubgraph(new Set([app.rootGraph.getNodeById(id)])); return node.id; }", SVG2
         )
