@@ -2,13 +2,14 @@
 // svg2_core/ops/dynamic_attention/__init__.py; the launcher, cuda.py beside it, says what each field holds.
 //
 // A program answers one tile of queries of one query cluster. Its keys come in tiles of KEYS: first those of the selected
-// key clusters, packed one after another (svg2_plan lays them out), then text, then one virtual key for each cluster that
+// key clusters, packed one after another (plan.cuh lays them out), then text, then one virtual key for each cluster that
 // was not selected. While a tile is multiplied, the next one is copied and the one after that is looked up.
 #ifdef SVG2_EMULATOR
 #include "emulator.h"
 #else
 #include "warp.cuh"
 #endif
+#include "plan.cuh"
 
 enum { KEYS = 64, WARPS = 4, THREADS = 32 * WARPS, SLOTS_PER_WARP = KEYS / WARPS };
 static const int NONE = 0x7fffffff;
@@ -27,44 +28,9 @@ struct Params {
     int heads, n_video, video_start, n_text, c_q, c_k, tiles, rest, full;
 };
 
-// Lay out the key clusters of one query cluster: the selected ones, then the other non-empty ones. For rank r: ids[r] the
-// cluster; for selected ones also ends[r], the slots up to and including it, and shifts[r], what to add to a slot to get
-// its place in the key order. first_rank[t]: the rank that slot t * KEYS falls into.
 KERNEL void svg2_plan(PARAMETER Params p) {
     SHARED_MEMORY;
-    int* counts = (int*)smem;  // of each thread's clusters: selected, their keys, other
-    const i64 row = block_y(), at = row * p.c_q + block_x();
-    const int per = (p.c_k + THREADS - 1) / THREADS, first = thread() * per;
-    const int* offsets = p.k_offsets + row * (p.c_k + 1);
-    const signed char* chosen = p.block_map + at * p.c_k;
-    int selected = 0, keys = 0, other = 0;
-    for (int c = first; c < first + per && c < p.c_k; c++) {
-        int size = offsets[c + 1] - offsets[c];
-        if (size > 0 && chosen[c]) selected++, keys += size;
-        else if (size > 0) other++;
-    }
-    counts[thread()] = selected, counts[THREADS + thread()] = keys, counts[2 * THREADS + thread()] = other;
-    sync_block();
-    int rank = 0, slot = 0, behind = 0, all_selected = 0, all_keys = 0, all_other = 0;
-    for (int i = 0; i < THREADS; i++) {
-        if (i == thread()) rank = all_selected, slot = all_keys, behind = all_other;
-        all_selected += counts[i], all_keys += counts[THREADS + i], all_other += counts[2 * THREADS + i];
-    }
-    behind += all_selected;
-    for (int c = first; c < first + per && c < p.c_k; c++) {
-        int size = offsets[c + 1] - offsets[c];
-        if (size <= 0) continue;
-        if (!chosen[c]) {
-            p.ids[at * p.c_k + behind++] = c;
-            continue;
-        }
-        p.ids[at * p.c_k + rank] = c;
-        p.ends[at * p.c_k + rank] = slot + size;
-        p.shifts[at * p.c_k + rank] = offsets[c] - slot;
-        for (int t = (slot + KEYS - 1) / KEYS; t * KEYS < slot + size; t++) p.first_rank[at * p.tiles + t] = rank;
-        rank++, slot += size;
-    }
-    if (thread() == 0) p.n_selected[at] = all_selected, p.n_filled[at] = all_selected + all_other, p.n_keys[at] = all_keys;
+    plan<KEYS>(p, smem);
 }
 
 // What is known of the slot of the tile that is being looked up: the ends of up to 64 clusters from rank `first` on, of

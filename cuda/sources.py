@@ -28,9 +28,15 @@ class Source:
     ptx: str | None = None
     options: tuple[str, ...] = ()
 
+    def is_for(self, capability: tuple[int, int]) -> bool:
+        """Whether a GPU is to have these kernels: with PTX every one, without it only those that `sass` names."""
+        return self.ptx is not None or "{}{}a".format(*capability) in self.sass
+
 
 SOURCES = (
     Source("dynamic_attention_fa2", "dynamic_attention_fa2.cu", sass=("80", "86", "89", "90", "100", "120"), ptx="80"),
+    # Its instructions exist on 9.0 and nowhere else, not even later: no PTX, nothing for another GPU to fall back on.
+    Source("dynamic_attention_fa3", "dynamic_attention_fa3.cu", sass=("90a",)),
 )
 
 

@@ -27,7 +27,8 @@ def survey(load_driver=Driver.load) -> dict:
     found["intact"], found["damaged"] = _check_prebuilt()
     found["driver"], found["gpus"], found["no_gpu"] = _gpus(load_driver)
     for gpu in found["gpus"]:
-        gpu["kernels"] = {source.name: _forecast(source, gpu, found) for source in SOURCES}
+        made = [source for source in SOURCES if source.is_for(tuple(gpu["capability"]))]
+        gpu["kernels"] = {source.name: _forecast(source, gpu, found) for source in made}
     found["advice"] = _advice(found)
     return found
 

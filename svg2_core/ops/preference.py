@@ -1,7 +1,8 @@
 """Which backends "auto" tries on a device, in what order, and on whose word.
 
 An order here stands for a measurement by tests/benchmarks/run.py, which its entry names. Where nothing has been measured,
-the Triton kernels come first: they were written first and have more tests behind them.
+the Triton kernels come first: they were written first and have more tests behind them. "cuda_fa3" is in no order: nothing
+of it has run on a GPU yet, so it serves only who asks for it by name.
 """
 
 import torch

@@ -79,31 +79,53 @@ def _torch_unsupported(call: Call) -> Refusal | None:
 
 
 def _cuda_unsupported(call: Call) -> Refusal | None:
+    return _prebuilt_unsupported("cuda", call, _cuda_missing)
+
+
+def _cuda_fa3_unsupported(call: Call) -> Refusal | None:
+    if call.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(call.device)
+        if capability != (9, 0):
+            return Refusal(Reason.UNSUPPORTED_DEVICE, f"cuda_fa3: needs a GPU of compute capability 9.0 (Hopper), this one has {capability[0]}.{capability[1]}")
+    return _prebuilt_unsupported("cuda_fa3", call, _cuda_fa3_missing)
+
+
+def _prebuilt_unsupported(name: str, call: Call, missing_on: Callable[[torch.device], str | None]) -> Refusal | None:
     if call.device.type != "cuda":
-        return Refusal(Reason.UNSUPPORTED_DEVICE, f"cuda: needs an NVIDIA GPU, not {call.device.type}")
+        return Refusal(Reason.UNSUPPORTED_DEVICE, f"{name}: needs an NVIDIA GPU, not {call.device.type}")
     refused = _triton_unsupported(call)  # its clusters and maps are Triton's
     if refused is not None:
-        return Refusal(refused.reason, f"cuda needs {refused.detail}")
+        return Refusal(refused.reason, f"{name} needs {refused.detail}")
     if call.head_dim not in (64, 128):
-        return Refusal(Reason.UNSUPPORTED_HEAD_DIM, f"cuda: head dimension {call.head_dim} is neither 64 nor 128")
+        return Refusal(Reason.UNSUPPORTED_HEAD_DIM, f"{name}: head dimension {call.head_dim} is neither 64 nor 128")
     try:
-        missing = _cuda_missing(call.device)
+        missing = missing_on(call.device)
     except torch.OutOfMemoryError as error:
-        return Refusal(Reason.OUT_OF_MEMORY, f"cuda: {error}")
-    return Refusal(Reason.NO_BACKEND, f"cuda: {missing}") if missing else None
+        return Refusal(Reason.OUT_OF_MEMORY, f"{name}: {error}")
+    return Refusal(Reason.NO_BACKEND, f"{name}: {missing}") if missing else None
 
 
 def _cuda_missing(device: torch.device) -> str | None:
     """Why the prebuilt kernels cannot be loaded on a GPU; None if they can."""
+    return _source_missing("dynamic_attention_fa2", device)
+
+
+def _cuda_fa3_missing(device: torch.device) -> str | None:
+    """The same for the kernels for Hopper."""
+    return _source_missing("dynamic_attention_fa3", device)
+
+
+def _source_missing(source: str, device: torch.device) -> str | None:
     try:
         from ...cuda import driver
     except ImportError as error:  # the core alone, without the pack around it
         return f"the prebuilt kernels are not part of this installation ({error})"
-    return driver.why_not("dynamic_attention_fa2", device)
+    return driver.why_not(source, device)
 
 
 _BACKENDS = {
     "cuda": Backend("cuda", _cuda_unsupported),
+    "cuda_fa3": Backend("cuda_fa3", _cuda_fa3_unsupported),
     "triton": Backend("triton", _triton_unsupported),
     "torch": Backend("torch", _torch_unsupported),
 }
@@ -125,7 +147,7 @@ def implementation(package: str, backend: str) -> ModuleType:
 def _file(package: str, backend: str) -> str:
     if backend == "torch":
         return ".reference"
-    if backend == "cuda" and not package.endswith(".dynamic_attention"):
+    if backend in ("cuda", "cuda_fa3") and not package.endswith(".dynamic_attention"):
         return ".triton"  # clusters and maps are Triton's; the prebuilt kernels are the attention
     return f".{backend}"
 

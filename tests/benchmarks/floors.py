@@ -4,7 +4,7 @@ Counts follow from the method, not from the kernels: every input read once, ever
 and values of the attention, which each tile of queries reads anew (out of L2, mostly).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shapes import HEAD_DIM, Shape
 
@@ -20,6 +20,12 @@ GPUS = {
 # Share of the floor's speed that is expected of each stage, and why, in NOTES.md.
 EXPECTED = {"dense": 0.75, "k-means": 0.5, "block map": 0.25, "attention": 0.5, "compensation": 0.6}
 HIGH, LOW = 128, 64  # rows of the two query tiles
+# What the kernels for Hopper are expected to reach (nothing of them is measured): bytes/s out of L2, the share of the
+# tensor cores' speed that a good warp-specialised kernel keeps, the price of doing both at once, and the time during which
+# a multiprocessor changes from one query tile to the next.
+HOPPER = ("H200", "H100")
+L2, TENSOR_SHARE, TOGETHER, CHANGE, MULTIPROCESSORS = 5.5e12, 0.83, 1.1, 2e-6, 132
+HOPPER_KEYS = 128  # of a tile of keys
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,51 @@ def stages(shape: Shape, density: float, iterations: int = 2, compensation: bool
 def gathered_bytes(shape: Shape, density: float) -> float:
     """Keys and values that the tiles read, from L2 if it holds a head's: what the floor above leaves out."""
     return padded_rows(shape) / HIGH * density * shape.video * 2 * 2 * HEAD_DIM * shape.heads
+
+
+@dataclass(frozen=True)
+class HopperAttention:
+    """One call of the attention kernels for Hopper, stand-ins included where asked for, tile padding always. flops: of the
+    tensor cores; gathered: bytes of keys and values, once for each query tile; tiles: of queries, over all heads."""
+
+    flops: float
+    gathered: float
+    tiles: float
+
+    def floor(self, flops: float) -> float:
+        """Seconds, whichever of the tensor cores and L2 is slower."""
+        return max(self.flops / flops, self.gathered / L2)
+
+    def expected(self, flops: float) -> float:
+        busy = TOGETHER * max(self.flops / flops / TENSOR_SHARE, self.gathered / L2)
+        return busy + self.tiles * CHANGE / MULTIPROCESSORS
+
+
+def hopper_attention(shape: Shape, density: float, compensation: bool = True) -> HopperAttention:
+    """Of the video's queries. A low tile multiplies half of what a high one does and reads as much."""
+    keys = density * shape.video + HOPPER_KEYS / 2  # the last tile of keys is half empty
+    for more in (shape.text, (1 - density) * shape.k_clusters if compensation else 0):
+        keys += more + HOPPER_KEYS / 2 if more else 0
+    tiles = (shape.video / HIGH + shape.q_clusters / 2) * shape.heads
+    return HopperAttention(4 * padded_rows(shape) * keys * HEAD_DIM * shape.heads, tiles * keys * 4 * HEAD_DIM, tiles)
+
+
+def hopper_table(shape: Shape, densities, q_clusters, gpu: str) -> str:
+    """For people: milliseconds of those kernels, floor / expected, without and with stand-ins; and the share of
+    density x the expected dense attention that they reach."""
+    peak = GPUS[gpu][0]
+    dense_time = dense(shape).seconds(*GPUS[gpu]) / EXPECTED["dense"]
+    lines = [f"attention by cuda_fa3, {shape.name} on one {gpu}: milliseconds, floor / expected, then with stand-ins"]
+    for count in q_clusters:
+        for density in densities:
+            calls = [hopper_attention(replace(shape, q_clusters=count), density, tail) for tail in (False, True)]
+            floors = "   ".join(f"{1000 * c.floor(peak):6.1f} / {1000 * c.expected(peak):5.1f}" for c in calls)
+            share = density * dense_time / calls[0].expected(peak)
+            lines.append(
+                f"{count} query clusters, density {density:<5}{floors}   {calls[0].flops / 1e12:.1f} TFLOP, "
+                f"{calls[0].gathered / 1e9:.0f} GB gathered, {share:.2f} of density x dense"
+            )
+    return "\n".join(lines)
 
 
 def table(shape: Shape, densities, gpu: str) -> str:

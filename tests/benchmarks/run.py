@@ -351,6 +351,8 @@ def main() -> None:
     if arguments.model:
         for shape in SHAPES:
             print(floors.table(shape, DENSITIES, arguments.gpu), end="\n\n")
+        if arguments.gpu in floors.HOPPER:
+            print(floors.hopper_table(MAIN, DENSITIES, Q_CLUSTERS, arguments.gpu))
         return
     if not torch.cuda.is_available() and not arguments.tiny:
         sys.exit("This needs an NVIDIA GPU that torch can use. Without one: --model for floors and expected times.")

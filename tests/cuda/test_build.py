@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NAME = "dynamic_attention_fa2"
+NAME, HOPPER = "dynamic_attention_fa2", "dynamic_attention_fa3"
 
 pytestmark = pytest.mark.xdist_group("nvrtc")  # one process: the first test may have to fetch the compiler
 
@@ -70,6 +70,7 @@ def copy_of_cuda(folder, source=EXAMPLE, compiler=None):
         ROOT / "cuda", folder / "cuda", ignore=shutil.ignore_patterns("__pycache__", "prebuilt", "*.cu", "*.cuh")
     )
     (folder / "cuda" / f"{NAME}.cu").write_text(source)
+    (folder / "cuda" / f"{HOPPER}.cu").write_text(EXAMPLE)
     (folder / "cuda" / "example.cuh").write_text("#define SHIFT 1.5f\n")
     if compiler:
         (folder / ".cache").mkdir()
@@ -106,19 +107,19 @@ def test_what_is_built(built):
     files = content(built)
     manifest = json.loads(files.pop("manifest.json"))
     assert [entry["file"] for entry in manifest["files"]] == [
-        *(f"{NAME}.sm_{arch}.cubin" for arch in (80, 86, 89, 90, 100, 120)), f"{NAME}.ptx"
+        *(f"{NAME}.sm_{arch}.cubin" for arch in (80, 86, 89, 90, 100, 120)), f"{NAME}.ptx", f"{HOPPER}.sm_90a.cubin"
     ]  # fmt: skip
     assert {entry["file"] for entry in manifest["files"]} == set(files)
     for entry in manifest["files"]:
         data = files[entry["file"]]
         assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
-        assert entry["toolkit"] == "12.8.93" and entry["source"] == f"{NAME}.cu" and len(entry["inputs"]) == 64
+        assert entry["toolkit"] == "12.8.93" and entry["source"] == f"{entry['name']}.cu" and len(entry["inputs"]) == 64
         # The sizes of the parameters by the C rules: 8 + 8 + 8 + 4, up to a multiple of 8; and 4, 8 at 8, 1 at 16.
         assert {name: kernel["parameters"] for name, kernel in entry["kernels"].items()} == {"add": 32, "nothing": 17}
         if entry["kind"] == "sass":
             add = entry["kernels"]["add"]
             assert add["shared"] == 128 and add["local"] == add["spills"] == 0 and 8 <= add["registers"] <= 64
-    assert len({entry["inputs"] for entry in manifest["files"]}) == 7
+    assert len({entry["inputs"] for entry in manifest["files"]}) == 8
 
 
 def test_the_simulated_driver_and_the_files_agree_on_architectures(built):

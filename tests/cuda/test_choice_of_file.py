@@ -75,6 +75,20 @@ def test_architecture_specific_code_runs_on_that_one_alone():
     assert runs("ptx", "90") == [(9, 0), (9, 1), (10, 0), (12, 0), (12, 1)]
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0)])
+def test_the_kernels_for_hopper_load_nowhere_else(simulate, driver, capability):
+    """Not even later: the driver is never offered the file, and no compiler the source."""
+    fake = simulate(capability, version=13000)
+    if capability == (9, 0):
+        module = driver.load("dynamic_attention_fa3", 0)
+        assert module.origin == "prebuilt sm_90a" and module.reasons == ()
+        assert set(module.kernels) == {"svg2_plan", *(f"svg2_attention_{t}_{d}" for t in ("bf16", "fp16") for d in (64, 128))}
+    else:
+        reason = driver.why_not("dynamic_attention_fa3", 0)
+        assert "no prebuilt machine code is for compute capability {}.{}".format(*capability) in reason
+        assert not fake.images
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

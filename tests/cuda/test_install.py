@@ -97,11 +97,11 @@ def test_as_manager_runs_it_without_a_gpu(pack):
     done = subprocess.run([sys.executable, "install.py"], cwd=pack, capture_output=True, timeout=60)
     lines = checked(done)
     assert lines[0] == "version " + json.loads((pack / ".cache" / "install_status.json").read_text())["version"]
-    assert "prebuilt CUDA kernels: 7 files intact" in lines
+    assert "prebuilt CUDA kernels: 8 files intact" in lines
     assert any(line.startswith("GPU: none that SVG2 can use: no NVIDIA driver is installed") for line in lines)
     assert any("SVG2 needs an NVIDIA GPU of compute capability 8.0" in line for line in lines)
     status = json.loads((pack / ".cache" / "install_status.json").read_text())
-    assert status["gpus"] == [] and status["intact"] == 7
+    assert status["gpus"] == [] and status["intact"] == 8
 
 
 def test_a_driver_that_sees_no_gpu(pack):
@@ -121,6 +121,16 @@ def test_with_everything_in_place(pack, site):
     assert [gpu["kernels"][NAME]["kind"] for gpu in status["gpus"]] == ["sass", "sass"]
 
 
+def test_kernels_for_hopper_are_told_of_on_hopper_alone(pack, site):
+    """On another GPU they are nothing that is missing."""
+    folder = site()
+    _, status = run(pack, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0), site=folder, version=13010)
+    told = [gpu["capability"] for gpu in status["gpus"] if "dynamic_attention_fa3" in gpu["kernels"]]
+    assert told == [[9, 0]] and all(NAME in gpu["kernels"] for gpu in status["gpus"])
+    assert status["gpus"][2]["kernels"]["dynamic_attention_fa3"] == {"runs": "prebuilt sm_90a", "kind": "sass", "reasons": []}
+    assert not any("to get faster" in line for line in run(pack, (9, 0), site=folder)[0])
+
+
 def test_a_corrupted_file(pack, site):
     path = pack / "cuda" / "prebuilt" / f"{NAME}.sm_89.cubin"
     data = path.read_bytes()
@@ -129,7 +139,7 @@ def test_a_corrupted_file(pack, site):
     assert runs_as(lines) == ["prebuilt sm_86"]
     sentence = f"{NAME}.sm_89.cubin is damaged or foreign: its sha256 is not the one in manifest.json"
     assert f"prebuilt CUDA kernels: {sentence}" in lines and f"    not better because: {sentence}" in lines
-    assert "prebuilt CUDA kernels: 6 files intact" in lines and status["damaged"] == [sentence]
+    assert "prebuilt CUDA kernels: 7 files intact" in lines and status["damaged"] == [sentence]
     assert any("to get faster: install this pack again" in line for line in lines)
 
 
@@ -239,7 +249,7 @@ def test_surprises(pack, spoil):
 def test_with_pythons_search_path_of_the_windows_portable(pack):
     """The embedded Python does not put the script's folder on its path: neither does -P (from 3.11 on) nor -I."""
     done = subprocess.run([sys.executable, "-I", str(pack / "install.py")], cwd="/", capture_output=True, timeout=60)
-    assert "prebuilt CUDA kernels: 7 files intact" in checked(done)
+    assert "prebuilt CUDA kernels: 8 files intact" in checked(done)
     assert (pack / ".cache" / "install_status.json").exists()
 
 

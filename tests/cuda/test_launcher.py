@@ -13,21 +13,25 @@ def launcher():
     return cuda
 
 
-def test_the_parameters_have_the_size_of_every_compiled_kernels(launcher, manifest):
-    sizes = {kernel["parameters"] for entry in manifest.values() for kernel in entry["kernels"].values()}
-    assert sizes == {ctypes.sizeof(launcher.Params)}
+@pytest.fixture
+def launcher_fa3():
+    from svg2_pack.svg2_core.ops.dynamic_attention import cuda_fa3
+
+    return cuda_fa3
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0), (13, 0)])
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_an_attention_call_through_the_driver(launcher, simulate, monkeypatch, capability, head_dim, dtype):
-    """Tensors lie on the CPU, so nothing is computed: addresses, grids and shared memory are looked at."""
-    from svg2_pack.cuda import driver
+def test_the_parameters_have_the_size_of_every_compiled_kernels(launcher, launcher_fa3, manifest):
+    for module in (launcher, launcher_fa3):
+        files = [entry for entry in manifest.values() if entry["name"] == module.SOURCE]
+        sizes = {kernel["parameters"] for entry in files for kernel in entry["kernels"].values()}
+        assert files and sizes == {ctypes.sizeof(module.Params)}
+
+
+def attend(launcher, fake, monkeypatch, driver, head_dim, dtype):
+    """One call of 300 tokens, 2 heads, 3 query and 7 key clusters; q, k, v and what it writes to."""
     from svg2_pack.svg2_core import Layout
     from svg2_pack.svg2_core.ops.kmeans import kmeans
 
-    fake = simulate(capability, version=13000)
     fake.parameter_bytes = ctypes.sizeof(launcher.Params)
     monkeypatch.setattr(launcher, "load", lambda device: driver.load(launcher.SOURCE, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: type("Stream", (), {"cuda_stream": 0x70}))
@@ -37,6 +41,18 @@ def test_an_attention_call_through_the_driver(launcher, simulate, monkeypatch, c
     selected = torch.ones(1, 2, 3, 7, dtype=torch.bool)
     out = torch.zeros_like(q)
     launcher.dynamic_attention(q, k, v, out, *groups, selected, layout=Layout(0, 300), scale=0.25, tail=None)
+    return q, k, v, out
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0), (13, 0)])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_attention_call_through_the_driver(launcher, simulate, monkeypatch, capability, head_dim, dtype):
+    """Tensors lie on the CPU, so nothing is computed: addresses, grids and shared memory are looked at."""
+    from svg2_pack.cuda import driver
+
+    fake = simulate(capability, version=13000)
+    q, k, v, out = attend(launcher, fake, monkeypatch, driver, head_dim, dtype)
     kind = launcher.DTYPES[dtype]
     names = [launch["kernel"] for launch in fake.launches]
     assert names[0] == "svg2_plan" and fake.launches[0]["grid"] == (3, 2, 1)
@@ -48,3 +64,51 @@ def test_an_attention_call_through_the_driver(launcher, simulate, monkeypatch, c
         assert (params.q_b, params.q_h, params.q_n) == q.stride()[:3] and params.heads == 2 and params.c_k == 7
         assert params.scale == pytest.approx(0.25 * 1.4426950408889634)
     assert not fake.faults
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_attention_call_on_hopper(launcher_fa3, simulate, monkeypatch, head_dim, dtype):
+    from svg2_pack.cuda import driver
+
+    fake = simulate((9, 0), version=12080, optin=227 * 1024)
+    monkeypatch.setattr(launcher_fa3, "programs", lambda device: 132)
+    q, k, v, out = attend(launcher_fa3, fake, monkeypatch, driver, head_dim, dtype)
+    plan, attention = fake.launches
+    assert plan["kernel"] == "svg2_plan" and plan["grid"] == (3, 2, 1) and plan["block"] == (128, 1, 1)
+    most = 2 * (300 // 128 + 3)  # query tiles of both heads
+    assert attention["kernel"] == f"svg2_attention_{launcher_fa3.DTYPES[dtype]}_{head_dim}"
+    assert attention["grid"] == (most, 1, 1) and attention["block"] == (384, 1, 1)
+    for launch in fake.launches:
+        params = launcher_fa3.Params.from_buffer_copy(launch["parameters"])
+        assert [params.q, params.k, params.v, params.out] == [x.data_ptr() for x in (q, k, v, out)]
+        assert (params.q_b, params.q_h, params.q_n) == q.stride()[:3] and params.heads == 2 and params.c_k == 7
+        assert params.scale == pytest.approx(0.25 * 1.4426950408889634)
+    assert params.items and params.next and params.n_items == most
+    assert not fake.faults
+
+
+def test_hopper_kernels_serve_only_who_asks_for_them(monkeypatch, simulate):
+    """Nothing of them has been measured: no order that "auto" may take has them."""
+    from svg2_pack.svg2_core.ops import preference, registry
+    from svg2_pack.svg2_core.reasons import Reason, Refusal
+
+    monkeypatch.setattr(registry, "_self_test", lambda name, call: None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("SVG2_BACKEND", raising=False)
+    call = registry.Call(torch.device("cuda", 0), torch.bfloat16, 128)
+    for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0)):
+        simulate(capability, version=13000)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert "cuda_fa3" not in preference.order_for(call.device) and registry.choose("auto", call) == "triton"
+        answer = registry.choose("cuda_fa3", call)
+        if capability == (9, 0):
+            assert answer == "cuda_fa3"
+        else:
+            assert isinstance(answer, Refusal) and answer.reason is Reason.UNSUPPORTED_DEVICE and "Hopper" in answer.detail
+    assert "cuda_fa3" in registry.NAMES
+    cpu = registry.choose("cuda_fa3", registry.Call(torch.device("cpu"), torch.bfloat16, 128))
+    assert cpu.reason is Reason.UNSUPPORTED_DEVICE
+    for package in ("kmeans", "block_map"):
+        module = registry.implementation(f"svg2_pack.svg2_core.ops.{package}", "cuda_fa3")
+        assert module.__name__.endswith(f"{package}.triton")

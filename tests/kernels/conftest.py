@@ -1,5 +1,6 @@
 """What every test of an operation runs over: each backend, each dtype. A new backend joins by its name in BACKENDS."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -12,7 +13,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Triton has no macOS build. The prebuilt CUDA kernels run natively on a GPU, and in an emulator without one.
-BACKENDS = ["torch", "triton", "cuda"] if importlib.util.find_spec("triton") else ["torch"]
+BACKENDS = ["torch", "triton", "cuda", "cuda_fa3"] if importlib.util.find_spec("triton") else ["torch"]
+PREBUILT = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -40,8 +42,8 @@ def pytest_collection_modifyitems(items):
 def _not_for_cuda(item) -> bool:
     """The prebuilt kernels are the attention alone, in 16 bits, for two head dimensions."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return parameters.get("backend") == "cuda" and (
-        item.path.name != "test_dynamic_attention.py"
+    return parameters.get("backend") in PREBUILT and (
+        not item.path.name.startswith("test_dynamic_attention")
         or parameters.get("dtype") == torch.float32
         or parameters.get("d", 64) not in (64, 128)
     )
@@ -61,12 +63,14 @@ def _not_for_the_interpreter(item) -> bool:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
+    if request.param == "cuda_fa3" and torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    if request.param in PREBUILT and not torch.cuda.is_available():
         import emulated_cuda
-        from svg2_pack.svg2_core.ops.dynamic_attention import cuda
 
-        module = emulated_cuda.Module()
-        monkeypatch.setattr(cuda, "load", lambda device: module)
+        module = emulated_cuda.Module(PREBUILT[request.param])
+        launcher = importlib.import_module(f"svg2_pack.svg2_core.ops.dynamic_attention.{request.param}")
+        monkeypatch.setattr(launcher, "load", lambda device: module)
         request.addfinalizer(lambda: _no_bank_conflicts(module))
     return request.param
 
@@ -78,7 +82,7 @@ def _no_bank_conflicts(module) -> None:
 @pytest.fixture
 def precise(backend) -> torch.dtype:
     """The backend's most precise dtype."""
-    return torch.float16 if backend == "cuda" else torch.float32
+    return torch.float16 if backend in PREBUILT else torch.float32
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

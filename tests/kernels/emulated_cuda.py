@@ -1,7 +1,7 @@
 """The CUDA kernels on a CPU: their sources compiled for the host, with a block's threads as fibers (tests/cuda/emulator).
 
-What it shows: the arithmetic, the index logic, which lane holds what, barriers, copies and bounds. What it cannot show:
-races between warps, and speed.
+What it shows: the arithmetic, the index logic, which lane holds what, barriers, copies and bounds; of the kernels for
+Hopper also races in shared memory. What it cannot show: races elsewhere, and speed.
 """
 
 import ctypes
@@ -27,18 +27,18 @@ def compiler() -> list[str]:
 
 
 @lru_cache(None)
-def library() -> ctypes.CDLL:
-    """Built once for each state of the sources, in .cache/."""
+def library(name: str = "dynamic_attention_fa2") -> ctypes.CDLL:
+    """A kernel source, built once for each state of the sources, in .cache/."""
     sources = [*sorted(SOURCES.iterdir()), *sorted((SOURCES.parents[2] / "cuda").glob("*.cu*"))]
     version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    built = ROOT / ".cache" / "emulator" / f"{version}.so"
+    built = ROOT / ".cache" / "emulator" / f"{name}.{version}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:  # then moved: several workers may build at once
             fresh = Path(folder) / "fresh.so"
             subprocess.run(
                 [*compiler(), "-O2", "-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", f"-I{SOURCES}", "-o", fresh,
-                 SOURCES / "dynamic_attention_fa2.cpp"],
+                 SOURCES / f"{name}.cpp"],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
             fresh.replace(built)
@@ -48,8 +48,8 @@ def library() -> ctypes.CDLL:
 class Module:
     """Stands where cuda/driver.py's Module stands."""
 
-    def __init__(self):
-        self.conflicts = ctypes.c_long()
+    def __init__(self, name: str = "dynamic_attention_fa2"):
+        self.library, self.conflicts = library(name), ctypes.c_long()
 
     def kernel(self, name: str):
         return Kernel(self, name)
@@ -60,9 +60,9 @@ class Kernel:
         self.module, self.name = module, name
 
     def launch(self, grid, block, shared_bytes, stream, params, keep_alive=()) -> None:
-        assert ctypes.sizeof(params) == library().parameter_bytes()
-        message = ctypes.create_string_buffer(256)
-        failed = library().emulate(self.name.encode(), *(grid), block[0], shared_bytes, ctypes.byref(params), message,
-                                   ctypes.byref(self.module.conflicts))  # fmt: skip
+        library, message = self.module.library, ctypes.create_string_buffer(256)
+        assert ctypes.sizeof(params) == library.parameter_bytes()
+        failed = library.emulate(self.name.encode(), *(grid), block[0], shared_bytes, ctypes.byref(params), message,
+                                 ctypes.byref(self.module.conflicts))  # fmt: skip
         if failed:
             raise RuntimeError(f"{self.name}: {message.value.decode()}")

@@ -169,7 +169,7 @@ def test_unselected_keys_are_not_touched(backend, dtype, device, tail):
 
 
 def test_a_row_does_not_depend_on_its_batch(backend, dtype, device):
-    case = Case(12, device, dtype, b=3, d=64 if backend == "cuda" else 80, text=(3, 4), tail=True, bias=True, memory=("bnhd", "bnhd", "packed"))
+    case = Case(12, device, dtype, b=3, d=64 if backend.startswith("cuda") else 80, text=(3, 4), tail=True, bias=True, memory=("bnhd", "bnhd", "packed"))
     together = case.run(backend)
     for i in range(3):
         assert torch.equal(case.run(backend, slice(i, i + 1))[0], together[i])

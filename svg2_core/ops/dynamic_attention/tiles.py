@@ -48,3 +48,32 @@ def text_queries(q, k, v, out, layout, scale) -> None:
     for part in (slice(0, layout.video_start), slice(layout.video.stop, q.shape[2])):
         if part.start < part.stop:
             out[:, :, part] = F.scaled_dot_product_attention(q[:, :, part], k, v, attn_mask=mask, scale=scale)
+
+
+def longest_first(offsets: torch.Tensor, cost: torch.Tensor, video_len: int, high: int, low: int) -> torch.Tensor:
+    """The query tiles of all clusters as one list for programs that take them in turn: int32 `[most, 4]` of (row, cluster,
+    first place in the cluster order, query rows), padded with zeros; `most` is a bound from shapes alone.
+
+    offsets `[rows, Cq + 1]`; cost `[rows, Cq]`, of a high tile of each cluster: a low one takes half as long. Within a row
+    the longest come first; rows stay apart, for the keys and values of one fit in the GPU's L2 cache and those of all do not.
+    """
+    rows, c_q = cost.shape
+    sizes = offsets.diff(dim=-1)
+    rest = sizes % high
+    fits_low = (rest > 0) & (rest <= low)
+    counts = torch.cat([sizes // high + (rest > low), fits_low.int()], -1)
+    longest = torch.cat([2 * cost, cost], -1).argsort(dim=-1, descending=True, stable=True)
+    counts = counts.gather(-1, longest).flatten()
+    ends = counts.cumsum(0, dtype=torch.int32)
+    number = torch.arange(rows * (video_len // high + c_q), dtype=torch.int32, device=cost.device)
+    entry = torch.searchsorted(ends, number, right=True)
+    there = entry < len(ends)
+    entry = entry.clamp_max(len(ends) - 1)
+    row, which = entry // (2 * c_q), longest.flatten()[entry]
+    cluster = which % c_q
+    place = row * c_q + cluster
+    size = sizes.flatten()[place]
+    first = torch.where(which < c_q, (number - ends[entry] + counts[entry]) * high, size // high * high)
+    begin = offsets[:, :-1].flatten()[place] + first
+    items = torch.stack([row, cluster, begin, (size - first).clamp_max(high)], -1)
+    return torch.where(there[:, None], items, 0).int()

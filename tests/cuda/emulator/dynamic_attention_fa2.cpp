@@ -3,14 +3,11 @@
 #include "emulator.h"
 
 #include "../../../cuda/dynamic_attention_fa2.cu"
+#include "emulate.h"
 
 #include <string>
 
 #define ENTRY(name) if (std::string(#name) == wanted) found = [](const Params& p) { name(p); }
-static void (*kernel)(const Params&);
-static const Params* given;
-
-// 0, or 1 with the reason in `message`. conflicts: bank conflicts of matrix loads so far.
 extern "C" int emulate(const char* wanted, int grid_x, int grid_y, int threads, int shared_bytes, const Params* params,
                        char* message, long* conflicts) {
     void (*found)(const Params&) = nullptr;
@@ -23,24 +20,7 @@ extern "C" int emulate(const char* wanted, int grid_x, int grid_y, int threads, 
     ENTRY(svg2_attention_bf16_64_64);
     ENTRY(svg2_attention_fp16_64_128);
     ENTRY(svg2_attention_fp16_64_64);
-    if (!found) return strcpy(message, "no such kernel"), 1;
-    kernel = found, given = params;
-    emulator::body = [] { kernel(*given); };
-    emulator::prepare(threads, shared_bytes);
-    volatile int failed = 0;
-    if (!_setjmp(emulator::failure)) {
-        for (volatile int y = 0; y < grid_y && !failed; y++)
-            for (volatile int x = 0; x < grid_x && !failed; x++) {
-                emulator::at_x = x, emulator::at_y = y;
-                if (!emulator::run_block()) snprintf(emulator::message, 256, "block (%d, %d) waits for ever", x, y), failed = 1;
-            }
-    } else {
-        failed = 1;
-    }
-    free(emulator::shared);
-    strcpy(message, emulator::message);
-    *conflicts = emulator::conflicts;
-    return failed;
+    return emulate_grid(found, grid_x, grid_y, threads, shared_bytes, params, message, conflicts);
 }
 
 // How a launcher has to size shared memory, and the size of the parameters.

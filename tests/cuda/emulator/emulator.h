@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <ucontext.h>
 #include <vector>
 
@@ -31,7 +32,7 @@ struct uint4 {
 
 namespace emulator {
 
-enum { LANES = 32, MOST_THREADS = 256, STACK = 1 << 16 };
+enum { LANES = 32, STACK = 1 << 16 };
 static const u32 START = 1024;  // of shared memory, as if the driver kept the bytes before
 
 struct Copy {
@@ -44,7 +45,8 @@ struct Fiber {
     ucontext_t begin;
     jmp_buf here;
     bool started, done;
-    std::vector<Copy> pending, committed;
+    std::vector<Copy> pending;
+    std::deque<std::vector<Copy>> committed;
     unsigned collectives, barriers;
     std::vector<unsigned char> stack;
 };
@@ -58,12 +60,16 @@ static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
 static unsigned char* shared;
 static u32 shared_bytes;
-static int threads, now, at_x, at_y, living;
+static int threads, now, at_x, at_y, living, blocks;
 static unsigned block_arrived, block_generation;
+static unsigned progress;  // counts what may let others go on, beside barriers of blocks and warps
 static long conflicts;
 static jmp_buf scheduler, failure;
 static char message[256];
 static void (*body)();
+
+// What warpgroup.h wants to know of, to find races; nobody else listens. Of all lanes of a warp, or the whole block (-1).
+static void (*comes)(int warp), (*goes)(int warp), (*copy_begins)(u32 to), (*copy_ends)(u32 to), (*block_begins)();
 
 [[noreturn]] static void fail(const char* what) {
     snprintf(message, sizeof message, "thread %d of block (%d, %d): %s", now, at_x, at_y, what);
@@ -114,19 +120,20 @@ static bool run_block() {
     memset(shared, 0xff, shared_bytes);
     for (Warp& w : warps) w.arrived = 0;
     block_arrived = 0, living = threads;
+    if (block_begins) block_begins();
     volatile int i = 0, idle = 0;
     while (living > 0) {
         now = i;
         i = (i + 1) % threads;
         Fiber& f = fibers[now];
         if (f.done) continue;
-        const unsigned before = block_generation + warps[now / LANES].generation + block_arrived + warps[now / LANES].arrived + threads - living;
+        const unsigned before = block_generation + warps[now / LANES].generation + block_arrived + warps[now / LANES].arrived + progress + threads - living;
         if (!_setjmp(scheduler)) {
             if (f.started) _longjmp(f.here, 1);
             f.started = true;
             setcontext(&f.begin);
         }
-        const unsigned after = block_generation + warps[now / LANES].generation + block_arrived + warps[now / LANES].arrived + threads - living;
+        const unsigned after = block_generation + warps[now / LANES].generation + block_arrived + warps[now / LANES].arrived + progress + threads - living;
         idle = before == after ? idle + 1 : 0;
         if (idle > 2 * threads) return false;
     }
@@ -190,8 +197,16 @@ struct fp16 {
 DEVICE int thread() { return emulator::now; }
 DEVICE int block_x() { return emulator::at_x; }
 DEVICE int block_y() { return emulator::at_y; }
-DEVICE void sync_block() { emulator::block_barrier(); }
-DEVICE void sync_warp() { emulator::exchange("", 1); }
+DEVICE void sync_block() {
+    if (emulator::comes) emulator::comes(-1);
+    emulator::block_barrier();
+    if (emulator::goes) emulator::goes(-1);
+}
+DEVICE void sync_warp() {
+    if (emulator::comes) emulator::comes(emulator::now / emulator::LANES);
+    emulator::exchange("", 1);
+    if (emulator::goes) emulator::goes(emulator::now / emulator::LANES);
+}
 DEVICE int shuffle(int value, int lane) {
     int got;
     memcpy(&got, emulator::exchange(&value, 4)[lane & 31], 4);
@@ -213,19 +228,25 @@ DEVICE u32 shared_address(const void* p) { return (u32)((const unsigned char*)p 
 DEVICE void copy16(u32 to, const void* from, bool valid) {
     if ((uintptr_t)from % 16) emulator::fail("a copy from an address that is no multiple of 16");
     memset(emulator::shared_at(to, 16), 0xff, 16);
+    if (emulator::copy_begins) emulator::copy_begins(to);
     emulator::fibers[emulator::now].pending.push_back({to, from, valid});
 }
 DEVICE void copies_end() {
     emulator::Fiber& f = emulator::fibers[emulator::now];
-    f.committed.insert(f.committed.end(), f.pending.begin(), f.pending.end());
+    f.committed.push_back(std::move(f.pending));
     f.pending.clear();
 }
-DEVICE void copies_wait() {
+static void copies_wait_for_all_but(size_t groups) {
     emulator::Fiber& f = emulator::fibers[emulator::now];
-    for (const emulator::Copy& c : f.committed)
-        c.valid ? memcpy(emulator::shared_at(c.to, 16), c.from, 16) : memset(emulator::shared_at(c.to, 16), 0, 16);
-    f.committed.clear();
+    while (f.committed.size() > groups) {
+        for (const emulator::Copy& c : f.committed.front()) {
+            c.valid ? memcpy(emulator::shared_at(c.to, 16), c.from, 16) : memset(emulator::shared_at(c.to, 16), 0, 16);
+            if (emulator::copy_ends) emulator::copy_ends(c.to);
+        }
+        f.committed.pop_front();
+    }
 }
+DEVICE void copies_wait() { copies_wait_for_all_but(0); }
 
 static void load_matrices_of(u32 (&r)[4], u32 address, bool transposed) {
     const unsigned char(*all)[64] = emulator::exchange(&address, 4);
