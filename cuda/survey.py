@@ -51,7 +51,7 @@ def lines(found: dict) -> list[str]:
     for gpu in found["gpus"]:
         result.append("GPU {index}: {name}, compute capability {capability[0]}.{capability[1]}".format(**gpu))
         for name, kernels in gpu["kernels"].items():
-            result.append(f"  {name} will run as: {kernels['runs']}")
+            result.append(f"  {name} can run as: {kernels['runs']}")
             result += [f"    not better because: {reason}" for reason in kernels["reasons"]]
     result += [f"to get faster: {advice}" for advice in found["advice"]]
     return result

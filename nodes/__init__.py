@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import live
 from .compare import SVG2Compare
 from .doctor import SVG2Doctor
+from .fused_ops import SVG2FusedOps
 from .report import SVG2Report
 from .sparse_attention import SVG2SparseAttention
 
@@ -16,4 +17,4 @@ class SVG2Extension(ComfyExtension):
         live.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SVG2SparseAttention, SVG2Report, SVG2Compare, SVG2Doctor]
+        return [SVG2SparseAttention, SVG2Report, SVG2Compare, SVG2Doctor, SVG2FusedOps]

@@ -18,6 +18,7 @@ from ..svg2_core.reasons import Refusal
 # Of the speed test: short enough for two seconds on a small GPU, long enough for sparse attention to pay.
 TOKENS, HEADS, HEAD_DIM, TOPICS = 16_384, 8, 128, 200
 SECONDS = 1.0
+SOURCES = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}  # the prebuilt kernels of a backend
 
 
 class SVG2Doctor(io.ComfyNode):
@@ -66,7 +67,7 @@ def backend_lines(device: torch.device) -> list[str]:
         if isinstance(answer, Refusal):
             lines.append(f"backend {name}: {answer.reason.sentence} ({answer.detail})")
         else:
-            origin = f", {driver.load('dynamic_attention_fa2', device).origin}" if name == "cuda" else ""
+            origin = f", {driver.load(SOURCES[name], device).origin}" if name in SOURCES else ""
             lines.append(f"backend {name}: ready (self-test {seconds:.1f} s{origin})")
     chosen = registry.choose("auto", call)
     lines.append("auto takes: " + (f"dense attention ({chosen.detail})" if isinstance(chosen, Refusal) else chosen))

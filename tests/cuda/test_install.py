@@ -89,7 +89,7 @@ def run(pack, *gpus, site=None, **options):
 
 
 def runs_as(lines):
-    return [line.split(": ", 1)[1] for line in lines if line.lstrip().startswith(f"{NAME} will run as: ")]
+    return [line.split(": ", 1)[1] for line in lines if line.lstrip().startswith(f"{NAME} can run as: ")]
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="says what is missing only where it is missing")
