@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import live
+from . import any_folder, live
 from .compare import SVG2Compare
 from .doctor import SVG2Doctor
 from .fused_ops import SVG2FusedOps
@@ -15,6 +15,7 @@ class SVG2Extension(ComfyExtension):
 
     async def on_load(self) -> None:
         live.serve()
+        any_folder.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [SVG2SparseAttention, SVG2Report, SVG2Compare, SVG2Doctor, SVG2FusedOps]

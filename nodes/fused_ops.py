@@ -4,7 +4,7 @@ import logging
 
 import comfy.quant_ops
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..svg2_core.ops.norm_rope import measured, support
 from .fused_install import Plan, apply_patch, plan
@@ -51,7 +51,7 @@ class SVG2FusedOps(io.ComfyNode):
             raise ValueError(f"backend: {backend!r} is not accepted; it takes {', '.join(support.BACKENDS)}")
         network, device = model.get_model_object("diffusion_model"), model.load_device
         if not enabled:
-            return io.NodeOutput(model, "SVG2 Fused Ops is off: the model is as it was.")
+            return told(model, "SVG2 Fused Ops is off: the model is as it was.")
         dtype = compute_dtype(model)
         found, missing = support.choose(backend, device, dtype)
         kinds = {kind for kind in measured.KINDS if found and (ops == "all" or measured.record(device, kind))}
@@ -67,7 +67,12 @@ class SVG2FusedOps(io.ComfyNode):
             model = apply_patch(model, backend, kinds)
         text = "\n".join(report(head, found, planned, reasons, device))
         log.info(text)
-        return io.NodeOutput(model, text)
+        return told(model, text)
+
+
+def told(model, text: str) -> io.NodeOutput:
+    """The node's outputs, with the report in the node itself too."""
+    return io.NodeOutput(model, text, ui=ui.PreviewText(text))
 
 
 def compute_dtype(model) -> torch.dtype:

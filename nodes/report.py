@@ -144,7 +144,9 @@ def speed(report: RunReport) -> list[str]:
 
 
 def _value(value: object) -> str:
-    """A setting for people; an empty text (dense_blocks) is "none"."""
+    """A setting for people; an empty text (dense_blocks) is "none", what no sparse call has determined is "auto"."""
+    if value is None:
+        return "auto"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
