@@ -17,6 +17,12 @@ from host import find  # noqa: E402
 
 RENDERERS = ("classic", "nodes2")
 SVG2, SAMPLER, DECODE = 3, 6, 7  # nodes of the demo's workflow
+# Adds a node of this kind at this place, its inputs connected to these (node, output)s; its id.
+ADD = """([kind, x, y, links]) => {
+    const node = LiteGraph.createNode(kind), at = id => app.rootGraph.getNodeById(id);
+    app.rootGraph.add(node); node.pos = [x, y];
+    for (const [from, slot, input] of links) at(from).connect(slot, node, node.inputs.findIndex(i => i.name === input));
+    return node.id; }"""
 # Complaints of the host itself, on a server with neither its cloud nor its manager.
 NOT_OURS = ("favicon", "api.comfy.org", "Failed to load resource", "firebase", "userdata", "Manager", "GPU stall", "WebGL", "huggingface.co",
             "graph accessed before initialization")

@@ -1,6 +1,6 @@
-"""Take the pictures of the help pages: every node idle, running, finished and warning, in both renderers.
+"""Take the pictures of the help pages: every node idle and finished, and in the other states it has, in both renderers.
 
-`python tests/browser/pictures.py [folder]`, web/docs/img/ unless a folder is given. About two minutes.
+`python tests/browser/pictures.py [folder]`, web/docs/img/ unless a folder is given. About four minutes.
 """
 
 import asyncio
@@ -17,14 +17,8 @@ import environment  # noqa: E402
 environment.ensure()
 
 import editor  # noqa: E402
-from editor import DECODE, SAMPLER, SVG2  # noqa: E402
+from editor import ADD, DECODE, SAMPLER, SVG2  # noqa: E402
 from PIL import Image  # noqa: E402
-
-ADD = """([kind, x, y, links]) => {
-    const node = LiteGraph.createNode(kind), at = id => app.rootGraph.getNodeById(id);
-    app.rootGraph.add(node); node.pos = [x, y];
-    for (const [from, slot, input] of links) at(from).connect(slot, node, node.inputs.findIndex(i => i.name === input));
-    return node.id; }"""
 
 
 def workflow(**changes) -> dict:
@@ -49,8 +43,14 @@ async def finished(tab) -> None:
     await asyncio.sleep(1.5)
 
 
+async def resize(tab, node, width: int, height: int) -> None:
+    """Or as low as its contents let it be."""
+    await tab.page.evaluate("([id, size]) => app.rootGraph.getNodeById(id).setSize(size)", [node, [width, height]])
+
+
 async def sparse_attention(tab, shot) -> None:
     await tab.load(workflow())
+    await resize(tab, SVG2, 330, 10)  # the file's size is for the classic renderer, which shows every input
     await shot("SVG2SparseAttention", "idle", SVG2)
     await tab.queue()
     while " 9/" not in ((await tab.panel(SVG2))["line"] or ""):
@@ -80,20 +80,42 @@ async def report_and_compare(tab, shot) -> None:
         await shot(kind, "idle", node)
     await finished(tab)
     for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
-        await tab.page.evaluate("id => app.rootGraph.getNodeById(id).setSize([560, 760])", node)
+        await resize(tab, node, *((720, 900) if kind == "SVG2Report" else (560, 760)))
         await shot(kind, "finished", node)
+
+
+    # Nothing sparse, and another seed: what they say when something is not as wanted.
+    await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets.find(w => w.name === 'min_tokens').value = -1 }", SVG2)
+    await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets[0].value += 1 }", SAMPLER)
+    await finished(tab)
+    for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
+        await shot(kind, "warning", node)
 
 
 async def others(tab, shot) -> None:
     await tab.load(workflow(steps=2))
-    kinds = await tab.page.evaluate("Object.keys(LiteGraph.registered_node_types).filter(n => n.startsWith('SVG2'))")
     doctor = await tab.page.evaluate(ADD, ["SVG2Doctor", 1500, 0, []])
-    await shot("SVG2Doctor", "idle", doctor)
-    if "SVG2FusedOps" in kinds:
-        fused = await tab.page.evaluate(ADD, ["SVG2FusedOps", 1500, 700, [[2, 0, "model"]]])
-        await shot("SVG2FusedOps", "idle", fused)
+    fused = await tab.page.evaluate(ADD, ["SVG2FusedOps", 1500, 700, [[2, 0, "model"]]])
+    await tab.page.evaluate("([from, to]) => { app.rootGraph.getNodeById(from).connect(0, app.rootGraph.getNodeById(to), 0) }", [fused, SVG2])
+    for kind, node in (("SVG2Doctor", doctor), ("SVG2FusedOps", fused)):
+        await shot(kind, "idle", node)
     await finished(tab)
-    await shot("SVG2Doctor", "finished", doctor)
+    for kind, node in (("SVG2Doctor", doctor), ("SVG2FusedOps", fused)):
+        await resize(tab, node, 620, 380)
+        await shot(kind, "finished", node)
+
+
+def side_by_side(folder: Path, kind: str, states: tuple[str, ...], renderer: str) -> None:
+    """One picture of a node in several states, for the README."""
+    pictures = [Image.open(folder / f"{kind}.{state}.{renderer}.png").convert("RGB") for state in states]
+    whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), pictures[0].getpixel((0, 0)))
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    path = folder / f"{kind}.states.png"
+    whole.save(path)
+    shrink(path)
 
 
 async def main(folder: Path) -> None:
@@ -111,6 +133,7 @@ async def main(folder: Path) -> None:
 
                     await scene(tab, shot)
                     assert tab.errors == [], tab.errors
+    side_by_side(folder, "SVG2SparseAttention", ("running", "finished", "warning"), "nodes2")
 
 
 if __name__ == "__main__":

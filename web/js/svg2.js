@@ -62,6 +62,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass === PATCH) node.svg2Panel = new Panel(node, presets);
+    if (TEXT.has(node.comfyClass)) node.setSize([Math.max(node.size[0], 240), node.size[1]]); // a node without inputs is too narrow for its title
   },
   loadedGraphNode(node) {
     if (node.comfyClass === PATCH) node.svg2Panel?.idle(); // its knobs have their saved values now
