@@ -4,7 +4,7 @@ Starts ComfyUI on the CPU with an empty file in the place of each model, opens e
 saves what the canvas shows as workflows/NAME.jpg, which the template browser takes as the thumbnail. Refuses a graph
 that the editor complains about: missing nodes, console errors, nodes that overlap, notes that are cut off, an API twin
 that is not the editor's own export.
-Needs Debian's `chromium` or another one named by $CHROMIUM, a font with Chinese characters such as Debian's
+Needs Debian's `chromium` or another one named by $SVG2_CHROMIUM, a font with Chinese characters such as Debian's
 `fonts-noto-cjk` (Wan's negative prompt is Chinese), and the Python package playwright.
 """
 
@@ -150,7 +150,8 @@ def compress(png: bytes) -> bytes:
     return out.getvalue()
 
 
-async def build(comfyui: Path, names: list[str], chromium: str, base: Path) -> int:
+async def build(comfyui: Path, names: list[str], chromium: str, base: Path, output: Path) -> int:
+    """Open each of these workflows and write its picture to `output`. -> how many do not look as they should"""
     from comfy_server import Server
 
     workflows = {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names}
@@ -165,8 +166,8 @@ async def build(comfyui: Path, names: list[str], chromium: str, base: Path) -> i
             png, cut = await editor.picture()
             wrong += cut
             picture = compress(png)
-            (FOLDER / f"{name}.jpg").write_bytes(picture)
-            print(f"workflows/{name}.jpg: {len(picture):,} bytes", *wrong, sep="\n  ")
+            (output / f"{name}.jpg").write_bytes(picture)
+            print(f"{name}.jpg: {len(picture):,} bytes", *wrong, sep="\n  ")
             failed += bool(wrong)
     return failed
 
@@ -174,16 +175,17 @@ async def build(comfyui: Path, names: list[str], chromium: str, base: Path) -> i
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI folder to use (default: found or fetched)")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, default=FOLDER, help="where the pictures go (default: workflows/)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows by name (default: all that are built)")
     args = parser.parse_args()
     comfyui = environment.ensure(args.comfyui)
     from workflows.recipes import RECIPES
 
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    chromium = os.environ.get("SVG2_CHROMIUM") or shutil.which("chromium")
     if chromium is None:
-        raise SetupError("There is no Chromium: install Debian's chromium, or name one with CHROMIUM=PATH.")
+        raise SetupError("There is no Chromium: install Debian's chromium, or name one with SVG2_CHROMIUM=PATH.")
     with tempfile.TemporaryDirectory(prefix="svg2-thumbnails-") as base:
-        failed = asyncio.run(build(comfyui, args.names or list(RECIPES), chromium, Path(base)))
+        failed = asyncio.run(build(comfyui, args.names or list(RECIPES), chromium, Path(base), args.output))
     if failed:
         print(f"{failed} graphs do not look as they should", file=sys.stderr)
     return 1 if failed else 0

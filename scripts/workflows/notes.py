@@ -26,7 +26,7 @@ def svg2(after: str) -> str:
     """Beside the node: what it does, what it says, what to change. after: what stands before it in this graph."""
     return f"""**What it does.** The model's video self-attention runs sparse: tokens are grouped by meaning, and only the pairs of groups that matter are computed exactly. It stands after {after}, last before the sampler. Leave everything on auto to begin with.
 
-**What it says.** After each run, the report and one line in ComfyUI's log: the *density* (share of token pairs computed exactly), the share of calls that ran sparse, and why the others were dense. *warmup* (the first steps) and *dense_block* (the first block) are meant to be.
+**What it says.** While it samples, the node shows one line and a bar for each block; after the run the totals: the *density* (share of token pairs computed exactly), the share of calls that ran sparse, and how long attention took beside the run's own dense steps. *warm-up* (the first steps) and the first block are meant to be dense; a warning names any other reason. *SVG2 Report* shows it in plots.
 
 **What to change.** *preset*: *quality* is closest to dense, *turbo* does the least work. *enabled* off: the model as it was, to compare; the seed is fixed for that.
 

@@ -68,19 +68,19 @@ async def report_and_compare(tab, shot) -> None:
     await tab.load(workflow())
     report = await tab.page.evaluate(ADD, ["SVG2Report", 1500, 0, [[SVG2, 1, "stats"], [SAMPLER, 0, "samples"], [DECODE, 0, "images"]]])
     # The same video, sampled dense, to compare with.
-    dense = await tab.page.evaluate(ADD, ["KSampler", 1500, 900, [[2, 0, "model"], [5, 0, "positive"], [5, 1, "negative"], [5, 2, "latent_image"]]])
+    dense = await tab.page.evaluate(ADD, ["KSampler", 1500, 1400, [[2, 0, "model"], [5, 0, "positive"], [5, 1, "negative"], [5, 2, "latent_image"]]])
     await tab.page.evaluate(
         """([from, to]) => { const at = id => app.rootGraph.getNodeById(id);
            at(to).widgets.forEach((w, i) => { w.value = at(from).widgets[i].value }) }""",
         [SAMPLER, dense],
     )
-    decode = await tab.page.evaluate(ADD, ["SVG2DemoDecode", 1500, 1300, [[dense, 0, "samples"]]])
+    decode = await tab.page.evaluate(ADD, ["SVG2DemoDecode", 1500, 1800, [[dense, 0, "samples"]]])
     compare = await tab.page.evaluate(ADD, ["SVG2Compare", 2300, 0, [[decode, 0, "reference"], [DECODE, 0, "candidate"]]])
     for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
         await shot(kind, "idle", node)
     await finished(tab)
     for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
-        await resize(tab, node, *((720, 900) if kind == "SVG2Report" else (560, 760)))
+        await resize(tab, node, *((720, 820) if kind == "SVG2Report" else (560, 760)))
         await shot(kind, "finished", node)
 
 

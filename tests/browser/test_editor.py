@@ -89,7 +89,8 @@ def test_help_of_the_editor(in_tab, demo, renderer):
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_every_workflow_opens(in_tab, renderer):
-    """No node is missing (the models are), every link is there, and the console says nothing (in_tab asserts that)."""
+    """No node is missing (the models are), every link is there, the API twin is what the editor exports, and the console
+    says nothing (in_tab asserts that)."""
 
     async def test(tab):
         for path in WORKFLOWS:
@@ -100,5 +101,9 @@ def test_every_workflow_opens(in_tab, renderer):
             unknown = [kind for _, kind, known in nodes if not known]
             assert unknown == [], path.name
             assert await tab.page.evaluate("[...app.rootGraph.links.values()].length") == len(file["links"]), path.name
+            twin = path.parent / "api" / path.name
+            if path.stem != "demo_wan":  # the demo submits the file itself
+                exported = await tab.page.evaluate("async () => (await app.graphToPrompt()).output")
+                assert exported == json.loads(twin.read_text(encoding="utf-8")), path.name
 
     in_tab(test, renderer=renderer)

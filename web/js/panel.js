@@ -61,10 +61,11 @@ export class Panel {
     const height = Math.max(20, Math.ceil(this.inner.offsetHeight) + 2 * MARGIN);
     if (!this.inner.isConnected || height === this.height) return;
     this.height = height;
+    app.canvas?.setDirty(true, true);
+    if (window.LiteGraph?.vueNodesMode) return; // there a node grows with its contents; the size below counts folded inputs too
     const [width, now] = this.node.size;
     const least = this.node.computeSize()[1];
     if (now < least) this.node.setSize([width, least]);
-    app.canvas?.setDirty(true, true);
   }
 }
 

@@ -1,0 +1,79 @@
+"""The README's table of errors and its figure, made again from the shipped checkpoint by the scripts that made them."""
+
+import csv
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+
+pytestmark = pytest.mark.xdist_group("recorded")  # one recording serves all
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """`script(name)`: that script of tests/benchmarks as a module; the pack and the host are set up already."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    loaded = {"common": importlib.import_module("common")}
+    monkeypatch.setattr(loaded["common"], "start", lambda: None)
+
+    def load(name):
+        sys.modules.pop(name, None)
+        return importlib.import_module(name)
+
+    return load
+
+
+def rows(text: str) -> dict[str, list[float]]:
+    """The numbers of Markdown tables' rows, by their first cell."""
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if re.fullmatch(r"[\d.]+%?", cells[0]):
+            found[cells[0]] = [float(cell.rstrip("%")) for cell in cells[1:]]
+    return found
+
+
+def test_the_table_of_the_readme(script, all_recorded, monkeypatch, tmp_path):
+    module = script("attention_error")
+    monkeypatch.setattr(module, "start", lambda: None)
+    monkeypatch.setattr(module, "TOP_P", (0.5, 0.9))
+    monkeypatch.setattr(module, "DENSITIES", (0.2,))
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("<!-- attention_error -->\n<!-- /attention_error -->\n")
+    monkeypatch.setattr("recorded_attention.record", lambda patcher: all_recorded)
+    module.main()
+
+    claimed, made = rows((ROOT / "README.md").read_text(encoding="utf-8")), rows((tmp_path / "README.md").read_text())
+    assert set(made) == {"0.50", "0.90", "20%"}
+    for name, numbers in made.items():
+        # A table, not bits: another number of threads sums in another order, and a bisection ends within 3%.
+        assert claimed[name] == pytest.approx(numbers, rel=0.05 if "%" in name else 0.02, abs=0.01)
+    with open(tmp_path / "attention_error.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+def test_the_figure(script, all_recorded):
+    """Its errors are those of its call, and its map's area is the density that it names."""
+    from svg2_pack.svg2_core import Layout, svg2_attention
+    from svg2_pack.svg2_core.metrics import rel_l2
+    from svg2_pack.svg2_core.presets import preset_config
+
+    module = script("method_figure")
+    inputs = [x[:, :1] for x in all_recorded[4]]
+    image, errors = module.draw(inputs, torch.rand(49, 192, 320, 3, generator=torch.Generator().manual_seed(0)))
+    dense = scaled_dot_product_attention(*(x.double() for x in inputs))
+    result = svg2_attention(*inputs, Layout(0, inputs[0].shape[2]), preset_config("balanced", "wan_i2v"))
+    assert errors["centroid"] == pytest.approx(rel_l2(result.out.double(), dense), rel=1e-3)
+    assert 0 < errors["centroid"] < errors["dropped"]
+    pixels = torch.tensor(list(image.getdata()), dtype=torch.uint8).view(image.height, image.width, 3)
+    left = module.MARGIN + 2 * (module.SIDE + module.GAP - 8)
+    drawn = (pixels[90 : 90 + module.SIDE, left : left + module.SIDE] == torch.tensor(module.EXACT, dtype=torch.uint8)).all(-1)
+    assert drawn.float().mean().item() == pytest.approx(result.density.item(), abs=0.02)
