@@ -83,7 +83,7 @@ def readme_table(rows: list[dict], where: str) -> str:
         dense = min((r for r in mine if r["stage"] == "dense" and r["method"].startswith(("torch", "flash"))), key=lambda r: number(r, "p50_ms"))
         for r in mine:
             if r["stage"] == "whole call":
-                lines.append([shape, f"{int(r['tokens']):,}", f"{number(r, 'density'):.0%}", r["compensation"], r["method"], f"{number(r, 'p50_ms'):.1f}",
+                lines.append([shape, f"{int(r['tokens']):,}", f"{number(r, 'density'):.0%}" if r["density"] else "-", r["compensation"], r["method"], f"{number(r, 'p50_ms'):.1f}",
                               f"{number(dense, 'p50_ms'):.1f} ({dense['method']})", f"{number(dense, 'p50_ms') / number(r, 'p50_ms'):.1f}x", f"{number(r, 'rel_l2'):.3f}"])  # fmt: skip
     header = ["call", "tokens", "density", "skipped pairs", "backend", "ms", "fastest dense, ms", "speed-up", "relative error"]
     return f"{where}\n\n{markdown(header, lines)}"

@@ -122,7 +122,7 @@ class Bench:
             try:
                 error = check_attention(name, attention(*self.inputs[0]), self.truth, self.sampled, tolerance)
             except (RuntimeError, ValueError, TypeError, WrongResult) as error:
-                print(f"  dense          {name:22} not timed: {str(error).strip().splitlines()[0][:120]}")
+                self.not_timed("dense", name, error)
                 continue
             self.add("dense", name, self.time(attention, self.inputs), rel_l2=error, density=1.0)
 
@@ -246,6 +246,50 @@ class Bench:
             error = check_attention(f"attention, {backend}", out, self.truth, self.sampled, torch.inf)
             self.add("attention", backend, self.time(attend, calls), density=got, rel_l2=error,
                      compensation="centroid" if compensation else "off")  # fmt: skip
+            if not compensation:
+                self.flashinfer([call[:-1] for call in calls], truth, got)
+
+    def flashinfer(self, calls, truth, density: float) -> None:
+        """Its kernel on the same clusters and map, once for each density."""
+        from sparse_baselines import flashinfer_attention
+        from verify import WrongResult, check_attention
+
+        done = any(row["method"] == "flashinfer" and abs(row["density"] - density) < 0.05 * density for row in self.rows)
+        if done or self.shape.text:
+            return
+        try:
+            attention = flashinfer_attention(calls[0][0].device)
+            out = attention(*calls[0])
+            check_attention("flashinfer", out, truth, self.sampled, EXACT_ERROR)
+            error = check_attention("flashinfer", out, self.truth, self.sampled, torch.inf)
+        except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, AssertionError, WrongResult) as error:
+            self.not_timed("attention", "flashinfer", error)
+            return
+        self.add("attention", "flashinfer", self.time(attention, calls), density=density, rel_l2=error, compensation="off")
+
+    def sol(self, target: float) -> None:
+        """ComfyUI's own sparse attention at this error, once for each."""
+        from sparse_baselines import sol_attention, tau_for
+        from verify import WrongResult, check_attention
+
+        if any(row["method"] == "sol_attn" and row["rel_l2"] <= target <= 1.1 * row["rel_l2"] for row in self.rows):
+            return
+        try:
+            attention = sol_attention(self.shape.text)
+
+            def error_at(tau):
+                return check_attention("sol_attn", attention(*self.inputs[0], tau), self.truth, self.sampled, torch.inf)
+
+            tau = tau_for(error_at, target)
+            error = error_at(tau)
+        except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, WrongResult) as error:
+            self.not_timed("whole call", "sol_attn", error)
+            return
+        self.add("whole call", "sol_attn", self.time(lambda q, k, v: attention(q, k, v, tau), self.inputs), rel_l2=error, compensation="pooled")
+
+    @staticmethod
+    def not_timed(stage: str, method: str, error: Exception) -> None:
+        print(f"  {stage:14} {method:22} not timed: {str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__}")
 
     @staticmethod
     def rebuilt(fields):
@@ -273,6 +317,8 @@ class Bench:
             result = call(*inputs[0])
             error = check_attention(f"whole call, {backend}", result.out, self.truth, self.sampled, 1.0)
             self.add("whole call", backend, self.time(call, inputs), density=result.density.item(), rel_l2=error, compensation=compensation)
+            if compensation == "centroid":
+                self.sol(error)
 
 
 def backends(device: torch.device) -> list[str]:
