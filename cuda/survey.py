@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def lines(found: dict) -> list[str]:
     ]
     if found["no_gpu"]:
         result.append(f"GPU: none that SVG2 can use: {found['no_gpu']}")
-        result.append("will run: plain torch, which is slow; attention stays dense on other devices than NVIDIA GPUs")
+        result.append("will run: plain torch where ComfyUI runs on the CPU, which is slow; on other GPUs attention stays dense")
     else:
         result.append("NVIDIA driver: knows CUDA {}.{}".format(*found["driver"]))
     for gpu in found["gpus"]:
@@ -167,6 +168,8 @@ def _advice(found: dict) -> list[str]:
     if not found["triton"]:
         package = "triton-windows" if os.name == "nt" else "triton"
         advice.append(f"pip install {package}: clustering and the block map run on it")
+    elif platform.system() == "Linux" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        advice.append("install a C compiler (Debian, Ubuntu: apt install gcc python3-dev): Triton needs one at its first use")
     needed = max(_newer_driver(gpu, found) for gpu in found["gpus"])
     if needed:
         release = f" ({_RELEASES[needed]} or newer)" if needed in _RELEASES else ""

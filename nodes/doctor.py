@@ -65,7 +65,7 @@ def backend_lines(device: torch.device) -> list[str]:
         answer = registry.choose(name, call)
         seconds = time.perf_counter() - began
         if isinstance(answer, Refusal):
-            lines.append(f"backend {name}: {answer.reason.sentence} ({answer.detail})")
+            lines.append(f"backend {name}: not ready: {answer.detail.removeprefix(f'{name}: ')}")
         else:
             origin = f", {driver.load(SOURCES[name], device).origin}" if name in SOURCES else ""
             lines.append(f"backend {name}: ready (self-test {seconds:.1f} s{origin})")

@@ -1,12 +1,16 @@
 """What a run tells the browser: one message at the start of each step and one at the end, over the host's own websocket.
 
 A message goes to the tab that queued the prompt. The last one of each node is kept, so that a reloaded tab can ask for it
-once. Without a server (tests, scripts) nothing is sent.
+once. Without a server (tests, scripts) nothing is sent. Whatever goes wrong here, sampling goes on.
 """
 
+import functools
+import logging
 import sys
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from comfy_execution.utils import get_executing_context
 
@@ -18,48 +22,92 @@ EVENT = "svg2.status"
 ROUTE = "/svg2/status"
 REMEMBERED = 256  # messages, of all tabs together
 
+log = logging.getLogger("svg2")
+
 _latest: OrderedDict[tuple[str, str | None, str], dict] = OrderedDict()  # by tab, graph and node
+_serial = 0.0  # of the last message; a browser shows none that is older than what it shows
+_lock = threading.Lock()
+
+
+def _never_fatal(tell: Callable) -> Callable:
+    """The first failure to tell is logged, and the run goes on in silence."""
+
+    @functools.wraps(tell)
+    def guarded(self, *args) -> None:
+        try:
+            tell(self, *args)
+        except Exception:
+            log.exception("SVG2: no live status of this run")
+            self._header = None
+
+    return guarded
 
 
 class Live:
     """The messages of one run of the SVG2 node `node` (its id in the prompt; None: nobody to tell)."""
 
     def __init__(self, node: str | None):
+        self._header: dict | None = None
+        self._step = -1
+        self._steps_lock = threading.Lock()
+        if node is not None:
+            self._open(node)
+
+    @_never_fatal
+    def _open(self, node: str) -> None:
         self._server = running_server()
         self._tab = getattr(self._server, "client_id", None)
-        self._header = None
-        if node is not None and self._tab is not None:
+        if self._tab is not None:
             context = get_executing_context()
             prompt = context.prompt_id if context else None
             self._header = {"node": node, "prompt": prompt, "graph": _graph_of(self._server, prompt)}
-        self._step: int | None = None
-        self._lock = threading.Lock()
 
+    @_never_fatal
     def step(self, step: int, schedule: Schedule, stats: RunStats) -> None:
-        """Announce a step at its first evaluation: several GPUs, or a sampler that evaluates twice, announce it once."""
+        """Announce a step at its first evaluation, once, whatever several GPUs or a sampler that goes back (heunpp2) do."""
         if self._header is None:
             return
-        with self._lock:
-            if step == self._step:
+        with self._steps_lock:
+            if step <= self._step:
                 return
             before, self._step = self._step, step
         self._send(progress(step, before, schedule, stats))
 
-    def end(self, report: RunReport, stats: RunStats) -> None:
+    @_never_fatal
+    def end(self, report: RunReport, steps: int, stats: RunStats) -> None:
+        """steps: of the sampler; one that another node skipped is not in the report."""
         if self._header is not None:
-            self._send(totals(report, stats))
+            self._send(totals(report, steps, stats))
+
+    @_never_fatal
+    def lost(self) -> None:
+        """The run is over, and nothing is known of it."""
+        if self._header is not None:
+            self._send({"state": "lost"})
+
+    @_never_fatal
+    def off(self) -> None:
+        """The node passes its model through: what an earlier run said is no longer so."""
+        if self._header is not None:
+            self._send({"state": "off"})
 
     def _send(self, body: dict) -> None:
-        message = {**self._header, **body}
+        global _serial
+        with _lock:
+            _serial = max(time.time(), _serial + 1e-6)  # rises over a restart of the server, too
+            message = {**self._header, "serial": _serial, **body}
+            self._keep(message)
+        self._server.send_sync(EVENT, message, self._tab)
+
+    def _keep(self, message: dict) -> None:
         key = (self._tab, message["graph"], message["node"])
         _latest[key] = message
         _latest.move_to_end(key)
         while len(_latest) > REMEMBERED:
             _latest.popitem(last=False)
-        self._server.send_sync(EVENT, message, self._tab)
 
 
-def progress(step: int, before: int | None, schedule: Schedule, stats: RunStats) -> dict:
+def progress(step: int, before: int, schedule: Schedule, stats: RunStats) -> dict:
     """The step that begins, and what is known of the one before it."""
     reason = schedule.dense_step(step)
     return {
@@ -67,7 +115,7 @@ def progress(step: int, before: int | None, schedule: Schedule, stats: RunStats)
         "step": step + 1,
         "steps": schedule.steps,
         "dense": reason and reason.value,
-        "blocks": [] if before is None else stats.blocks_at(before),
+        "blocks": [] if before < 0 else stats.blocks_at(before),
         "tokens": stats.tokens,
         "backend": stats.backend,
         "device": stats.device,
@@ -75,12 +123,12 @@ def progress(step: int, before: int | None, schedule: Schedule, stats: RunStats)
     }
 
 
-def totals(report: RunReport, stats: RunStats) -> dict:
+def totals(report: RunReport, steps: int, stats: RunStats) -> dict:
     """The finished run."""
     rows = zip(report.block_labels, report.density_by_block_and_step, report.reasons_by_block_and_step, strict=True)
     return {
         "state": "done" if report.completed else "stopped",
-        "steps": len(report.steps),
+        "steps": steps,
         "sparse_steps": sum(step.sparse for step in report.steps),
         "blocks": [(label, _mean(densities), _last(names)) for label, densities, names in rows],
         "density": report.density,
@@ -124,14 +172,24 @@ def _graph_of(server, prompt: str | None) -> str | None:
     running, _ = server.prompt_queue.get_current_queue_volatile()
     for _, prompt_id, _, extra_data, *_ in running:
         if prompt_id == prompt:
-            return ((extra_data.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
+            return _within(extra_data, "extra_pnginfo", "workflow", "id")
     return None
+
+
+def _within(tree, *names: str) -> str | None:
+    """The text at this path of what a client sent, which may be of any form; None where there is none."""
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, str) else None
 
 
 def serve() -> None:
     """Answer a tab that was reloaded with the last messages meant for it."""
     server = running_server()
     if server is None:
+        return
+    if any(getattr(route, "path", None) == ROUTE for route in server.routes):  # a second one would keep ComfyUI from starting
+        log.warning("SVG2: this pack is installed twice; remove one of its folders in custom_nodes")
         return
     from aiohttp import web
 

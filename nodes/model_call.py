@@ -71,7 +71,8 @@ def open_call(step, dense_step, network, forward, args, kwargs, options: dict, v
     """Read the arguments of an evaluation. videos: how many are sampled together."""
     inputs = by_name(forward, args, kwargs)
     call = ModelCall(network, step, dense_step, inputs)
-    streams = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]  # video, then sound
+    first = args[0] if args else next(iter(inputs.values()), None)  # another node's wrapper may have passed it by name
+    streams = first if isinstance(first, (list, tuple)) else [first]  # video, then sound
     latent = streams[0]
     call.refusal = _not_a_video(network, latent)
     if call.refusal is not None:

@@ -58,9 +58,10 @@ class Run:
             report = self.stats.report(completed, self.effective_settings())
         except Exception:  # after a device fault every read fails; the error that ended the run is the one to show
             log.exception("SVG2: no report of this run")
+            self.live.lost()
             return
         self.settings.handle.add(report)
-        self.live.end(report, self.stats)
+        self.live.end(report, self.schedule.steps, self.stats)
         log.info(report.summary)
 
     def effective_settings(self) -> dict[str, object]:

@@ -8,9 +8,10 @@ from comfy_api.latest import io
 
 from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS, SVG2Config
 from ..svg2_core.ops import registry
-from ..svg2_core.presets import PRESETS, preset_config
+from ..svg2_core.presets import FAMILIES, PRESETS, preset_config
 from ..svg2_core.stats import StatsHandle
 from .layouts import preset_family
+from .live import Live
 from .patch import Settings, apply_patch
 
 log = logging.getLogger("svg2")
@@ -28,8 +29,8 @@ class SVG2SparseAttention(io.ComfyNode):
             display_name="SVG2 Sparse Attention",
             category="model/patch/svg2",
             description=(
-                "Makes a video diffusion model faster by sparse attention over semantic clusters (Sparse VideoGen2), "
-                "without retraining. Place it between the model and the sampler. Knobs at their auto value follow the preset."
+                "Computes a video diffusion model's self-attention only where it matters (Sparse VideoGen2), without retraining. "
+                "Place it between the model and the sampler. Knobs at their auto value follow the preset."
             ),
             search_aliases=["sparse attention", "svg2", "sparse videogen", "speed up wan", "speed up hunyuan", "faster video"],
             # All but the model are optional: a prompt saved before an input was added stays valid.
@@ -37,7 +38,7 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Model.Input("model", tooltip="A video diffusion model: Wan, HunyuanVideo, Cosmos and others. What SVG2 cannot serve runs dense, with the reason in the log."),
                 io.Boolean.Input("enabled", optional=True, default=True, tooltip="Off passes the model through untouched, to compare."),
                 io.Combo.Input("preset", optional=True, options=list(PRESETS), default="auto", extra_dict={"svg2_presets": preset_values()},
-                    tooltip="Fills every knob left at auto. auto: balanced. quality: closest to dense. turbo: fastest. paper: the published settings, without compensation."),
+                    tooltip="Fills every knob left at auto. auto: balanced. quality: closest to dense. turbo: least work. paper: the published settings, without compensation."),
                 io.Int.Input("q_clusters", optional=True, default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of query tokens per head. 0: auto, grows with the number of tokens."),
                 io.Int.Input("k_clusters", optional=True, default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of key tokens per head. 0: auto, grows with the number of tokens."),
                 io.Float.Input("top_p", optional=True, default=0.0, min=0.0, max=1.0, step=0.01,
@@ -55,11 +56,11 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Combo.Input("compensation", optional=True, options=["auto", *COMPENSATION], default="auto", advanced=True,
                     tooltip="centroid: the mean of a skipped group stands in for its members. off: skipped groups are dropped, as in the paper."),
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
-                    tooltip="Which kernels compute the sparse calls. auto: the fastest that supports this GPU."),
+                    tooltip="Which kernels compute the sparse calls. auto: the first that this GPU supports, in the order that measurements gave; nothing is measured yet, so Triton comes first."),
                 io.Combo.Input("dense_attention", optional=True, options=["auto", "flash"], default="auto", advanced=True,
                     tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             # Two nodes with the same knobs on the same model each report what they did; the host's cache would make them one.
             not_idempotent=True,
             outputs=[
@@ -104,11 +105,19 @@ class SVG2SparseAttention(io.ComfyNode):
         )
         registry.check_name(backend)
         handle = StatsHandle()
+        node = _place(cls.hidden)
         if not enabled:
+            Live(node).off()
             return io.NodeOutput(model, handle)
-        node = cls.hidden.unique_id if cls.hidden is not None else None  # None: called by a script
         settings = Settings(config, backend, handle, preset, node, dense=_dense_attention(dense_attention))
         return io.NodeOutput(apply_patch(model, settings), handle)
+
+
+def _place(hidden: io.HiddenHolder | None) -> str | None:
+    """The node's id in the graph on the screen, also where another node expanded into it; None: called by a script."""
+    if hidden is None or hidden.unique_id is None:
+        return None
+    return hidden.dynprompt.get_display_node_id(hidden.unique_id) if hidden.dynprompt else hidden.unique_id
 
 
 def _dense_attention(choice: str):
@@ -127,7 +136,7 @@ def preset_values(tokens: int = 75_600) -> dict[str, dict]:
     """What each preset stands for, for the panel in the node: clusters at the length of a 720p video of Wan's."""
 
     def values(name: str) -> dict:
-        config = preset_config(name, "wan_t2v")
+        config, others = preset_config(name, FAMILIES[0]), [preset_config(name, family) for family in FAMILIES[1:]]
         q_clusters, k_clusters = config.cluster_counts(tokens)
         return {
             "name": "balanced" if name == "auto" else name,
@@ -141,6 +150,7 @@ def preset_values(tokens: int = 75_600) -> dict[str, dict]:
             "kmeans_iters": config.kmeans_iters,
             "dense_blocks": config.dense_blocks,
             "compensation": config.compensation,
+            "by_model": any(other != config for other in others),  # in warm-up and clusters
         }
 
     return {name: values(name) for name in PRESETS}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .cache import Centroids
+from .cluster_picture import Groups
 from .config import SVG2Config
 from .layout import Layout
 from .ops.block_map import block_map
@@ -19,13 +20,13 @@ _QUERY, _KEY = 0, 1
 class AttentionResult:
     """out `[B, H, N, D]` in q's dtype; density: 0-d fp32 tensor on the device; centroids: one entry per batch row.
 
-    groups: query and key clusters of each chunk of heads, in order (one chunk unless the heads were split).
+    groups: how the tokens were grouped, as far as a picture of it needs.
     """
 
     out: torch.Tensor
     density: torch.Tensor
     centroids: list[Centroids]
-    groups: list[tuple[Clusters, Clusters]]
+    groups: Groups
 
 
 def svg2_attention(
@@ -62,7 +63,7 @@ def svg2_attention(
         out=out,
         density=sum(shares[1:], shares[0]),
         centroids=[Centroids(torch.cat([e.q for e in row]), torch.cat([e.k for e in row])) for row in rows],
-        groups=[groups for *_, groups in parts],
+        groups=Groups.of_chunks([groups for *_, groups in parts]),
     )
 
 
@@ -90,8 +91,8 @@ def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
     return min(fit, q.shape[1])
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids], tuple]:
-    """Answer some heads of the call into their part of `out`; their density, centroids and clusters."""
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids], Groups]:
+    """Answer some heads of the call into their part of `out`; their density, centroids and groups."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     c_q, c_k = config.cluster_counts(layout.video_len)
     video = layout.video
@@ -119,7 +120,7 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[t
         q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, out=out, backend=backend
     )
     centroids = [Centroids.pack(a, b) for a, b in zip(q_groups.centroids, k_groups.centroids, strict=True)]
-    return density(q_groups, k_groups, selected, q.shape[2]), centroids, (q_groups, k_groups)
+    return density(q_groups, k_groups, selected, q.shape[2]), centroids, Groups.of(q_groups, k_groups)
 
 
 def _cluster(x, n_clusters, warm, config, role, first_head, backend) -> Clusters:

@@ -1,10 +1,33 @@
 """What the clusters of one step look like: how large they are, and which tokens of the video belong together."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 
 from .ops.kmeans import Clusters
 
-Groups = list[tuple[Clusters, Clusters]]  # query and key clusters, for each chunk of heads in order
+
+@dataclass(frozen=True)
+class Groups:
+    """What is kept of a call's clusters: little, for a chunk of heads must be forgotten when the next one begins.
+
+    offsets: int32 `[B, heads, C + 1]` of the query and of the key clusters, for each chunk of heads;
+    order: int32 `[N]`, the tokens of row 0, head 0 by query cluster.
+    """
+
+    offsets: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    order: torch.Tensor
+
+    @classmethod
+    def of(cls, queries: Clusters, keys: Clusters) -> Groups:
+        return cls(((queries.offsets, keys.offsets),), queries.order[0, 0].clone())
+
+    @classmethod
+    def of_chunks(cls, chunks: list[Groups]) -> Groups:
+        """Of all heads, from their chunks in order."""
+        return cls(sum((chunk.offsets for chunk in chunks), ()), chunks[0].order)
 
 
 class ClusterPicture:
@@ -19,14 +42,13 @@ class ClusterPicture:
 
     def take(self, block: str, groups: Groups, grid: tuple[int, int, int]) -> None:
         """Note the sizes of all clusters, and the query clusters of row 0, head 0 over the `grid` (frames, rows, columns)."""
-        queries = groups[0][0]
-        self._sizes[block] = tuple(torch.cat([chunk[i].sizes.flatten() for chunk in groups]) for i in (0, 1))
+        self._sizes[block] = tuple(torch.cat([pair[i].diff(dim=-1).flatten() for pair in groups.offsets]) for i in (0, 1))
         frames, rows, columns = grid
-        tokens = queries.order.shape[-1]
+        tokens = len(groups.order)
         if frames * rows * columns != tokens:  # references among them: no one knows which
             self._labels.pop(block, None)
             return
-        order, sizes = queries.order[0, 0].long(), queries.sizes[0, 0]
+        order, sizes = groups.order.long(), groups.offsets[0][0][0, 0].diff()
         names = torch.arange(sizes.shape[0], dtype=torch.int16, device=order.device)
         labels = torch.empty(tokens, dtype=torch.int16, device=order.device)
         labels[order] = torch.repeat_interleave(names, sizes, output_size=tokens)  # the size given: no wait for it

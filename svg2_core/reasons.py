@@ -46,7 +46,7 @@ _SENTENCES = {
     Reason.UNSUPPORTED_HEAD_DIM: "no backend supports this head dimension",
     Reason.UNSUPPORTED_DTYPE: "no backend supports this data type",
     Reason.UNSUPPORTED_DEVICE: "no backend supports this device",
-    Reason.NO_BACKEND: "the chosen backend is not available",
+    Reason.NO_BACKEND: "no backend for sparse attention is available here",
     Reason.KERNEL_FAILED: "a kernel failed and was retired; see the log for its error",
     Reason.OUT_OF_MEMORY: "not enough memory for the sparse call",
     Reason.DISABLED: "the node is disabled",

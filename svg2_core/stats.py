@@ -206,6 +206,10 @@ class RunStats:
         candidates = len(values) + sum(n for reason, n in self.dense.items() if reason not in _NOT_CANDIDATES)
         dense_ms, sparse_ms = _median_ms(self._dense_watches), _median_ms(self._sparse_watches)
         q_sizes, k_sizes = self.picture.sizes()
+        # Steps that ran: another node may have skipped some, and an interruption cut the last one short.
+        ran = {step for _, step in (*cells, *self._reasons)}
+        whole = [step for step in steps if step.index in ran][: None if completed else -1]
+        settled = {sparse: _settled(whole, sparse) for sparse in (False, True)}
         return RunReport(
             tokens=self.tokens,
             density=_mean(values),
@@ -225,7 +229,7 @@ class RunStats:
             dense_call_ms=dense_ms,
             sparse_call_ms=sparse_ms,
             attention_speedup=_ratio(dense_ms, sparse_ms),
-            step_speedup=_ratio(_median(_settled(steps, False)), _median(_settled(steps, True))),
+            step_speedup=_ratio(_median(settled[False]), _median(settled[True])),
             q_cluster_sizes=q_sizes,
             k_cluster_sizes=k_sizes,
             overlays=self.picture.labels(),

@@ -13,7 +13,6 @@ of link is an error here, not in the user's browser.
 """
 
 import re
-import uuid
 from dataclasses import dataclass, field
 
 import host
@@ -27,7 +26,6 @@ BYPASSED = 4
 # Heights in the editor: a row of sockets, a row with a widget, what surrounds them, and the title above a node.
 SLOT, WIDGET, FRAME, TITLE = 20, 24, 6, 30
 NODE_GAP, GROUP_GAP, COLUMN_GAP, PADDING, HEADING = 26, 30, 64, 14, 44
-NAMESPACE = uuid.UUID("f1f7ab6e-6f2f-5a5c-9a8b-3d0f6f3a5b1e")  # of the workflows' ids, so that they stay the same
 
 
 @dataclass(frozen=True)
@@ -164,9 +162,8 @@ class Graph:
     # --- what is written ---
 
     def editor(self) -> dict:
-        """As the editor saves it, and as users drag it in."""
+        """As the editor saves it, and as users drag it in; without an id, so that one opened twice is two graphs."""
         return {
-            "id": str(uuid.uuid5(NAMESPACE, self.name)),
             "revision": 0,
             "last_node_id": len(self.nodes),
             "last_link_id": len(self.links),

@@ -22,6 +22,15 @@ def start() -> None:
     spec.loader.exec_module(sys.modules[name])
 
 
+def need_torch() -> None:
+    """Where there is no torch, start over in the checkout's own environment, made if need be."""
+    if importlib.util.find_spec("torch") is None:
+        sys.path.insert(0, str(ROOT / "scripts"))
+        import environment
+
+        environment.ensure()
+
+
 def write_table(document: Path, name: str, table: str) -> None:
     """Replace the text between `<!-- name -->` and `<!-- /name -->` in a Markdown document."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"

@@ -16,11 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import floors
-import torch
-import torch.nn.functional as F
-from run import RESULTS, load_pack, machine
-from verify import WrongResult
+import common
+
+common.need_torch()
+
+import floors  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from run import RESULTS, load_pack, machine  # noqa: E402
+from verify import WrongResult  # noqa: E402
 
 TOKENS = (1_024, 4_096, 16_384, 32_760, 75_600, 118_800)
 EPS = 1e-6

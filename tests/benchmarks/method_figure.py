@@ -8,9 +8,13 @@ tokens: an area is a number of query-key pairs.
 import itertools
 from dataclasses import replace
 
-import numpy as np
-import torch
-from common import ROOT, start
+import common
+
+common.need_torch()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from common import ROOT, start  # noqa: E402
 
 WIDTH, HEIGHT, MARGIN, SIDE, GAP = 1600, 640, 40, 344, 48
 BLOCK, STEP, HEAD = 3, 10, 0
@@ -48,6 +52,7 @@ def draw(inputs, frames):
     from svg2_pack.svg2_core.cluster_picture import ClusterPicture
     from svg2_pack.svg2_core.metrics import rel_l2
     from svg2_pack.svg2_core.ops.block_map import block_map
+    from svg2_pack.svg2_core.ops.kmeans import kmeans
     from svg2_pack.svg2_core.presets import preset_config
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -57,7 +62,8 @@ def draw(inputs, frames):
     result = svg2_attention(q, k, v, layout, config)
     dropped = svg2_attention(q, k, v, layout, replace(config, compensation="off"))
     errors = {"dropped": rel_l2(dropped.out, dense), "centroid": rel_l2(result.out, dense)}
-    [(queries, keys)] = result.groups
+    counts = config.cluster_counts(q.shape[2])
+    queries, keys = (kmeans(x, c, iterations=config.kmeans_init_iters, seed=config.seed, role=role) for role, (x, c) in enumerate(zip((q, k), counts, strict=True)))
     scale = q.shape[-1] ** -0.5
     selected = block_map(queries, keys, top_p=config.top_p, min_k_ratio=config.min_k_ratio, scale=scale)[0, 0]
     scores = (queries.centroids[0, 0] @ keys.centroids[0, 0].T * scale).softmax(-1)

@@ -18,9 +18,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import floors
-import torch
-from shapes import GROWTH, MAIN, SHAPES, TINY, Shape
+import common
+
+common.need_torch()
+
+import floors  # noqa: E402
+import torch  # noqa: E402
+from shapes import GROWTH, MAIN, SHAPES, TINY, Shape  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"

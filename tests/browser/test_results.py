@@ -1,4 +1,4 @@
-"""SVG2 Report, Compare, Doctor and Fused Ops in the editor show what the server computed."""
+"""SVG2 Report, Compare, Doctor and Fused Ops in the editor show what the server computed, and go on showing it."""
 
 import random
 
@@ -11,6 +11,9 @@ SHOWN = """id => { const node = app.rootGraph.getNodeById(id), box = node.widget
 IMAGES = """id => [...(app.rootGraph.getNodeById(id).imgs ?? []), ...document.querySelectorAll(`[data-node-id="${id}"] img`)]
     .filter(i => i.src.includes('/view?')).map(i => [i.src, i.naturalWidth])"""
 
+SAVED = "app.graphToPrompt().then(p => JSON.parse(JSON.stringify(p.workflow)))"
+ALONE = """() => { app.graph.clear(); const node = LiteGraph.createNode('SVG2Doctor'); app.graph.add(node); node.pos = [100, 100]; return node.id; }"""
+
 
 async def history(tab) -> dict:
     """What the server says the last prompt gave, by node."""
@@ -18,6 +21,12 @@ async def history(tab) -> dict:
     [entry] = entries.values()
     assert entry["status"]["status_str"] == "success", entry["status"]
     return entry["outputs"]
+
+
+async def text_of(tab, node) -> str:
+    """What the node shows, once it shows something."""
+    await tab.page.wait_for_function(f"id => ({SHOWN})(id).text", arg=node, timeout=60_000)
+    return (await tab.page.evaluate(SHOWN, node))["text"]
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -71,6 +80,17 @@ def test_doctor_and_fused_ops(in_tab, demo, renderer):
     in_tab(test, renderer=renderer)
 
 
+def test_a_report_of_what_is_bypassed(in_tab, demo):
+    async def test(tab):
+        await tab.load(demo())
+        report = await tab.page.evaluate(ADD, ["SVG2Report", 1500, 0, [[SVG2, 1, "stats"], [SAMPLER, 0, "samples"]]])
+        await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).mode = 4 }", SVG2)
+        await tab.queue()
+        assert "bypassed" in await text_of(tab, report)
+
+    in_tab(test)
+
+
 def test_what_cannot_be_compared_is_an_error_at_the_node(in_tab, demo):
     async def test(tab):
         await tab.load(demo())
@@ -86,5 +106,88 @@ def test_what_cannot_be_compared_is_an_error_at_the_node(in_tab, demo):
         await tab.page.get_by_text("SVG2 Compare failed").first.wait_for()
         await tab.page.get_by_role("button", name="View details").click()
         await tab.page.get_by_text(failure["exception_message"].splitlines()[0][:60]).first.wait_for()
+
+    in_tab(test)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_texts_stay(in_tab, demo, renderer):
+    """After a run in a tab in the background, undo, and a reload of the page the nodes say what the server said."""
+
+    async def test(tab):
+        await tab.load(demo())
+        report = await tab.page.evaluate(ADD, ["SVG2Report", 1500, 0, [[SVG2, 1, "stats"], [SAMPLER, 0, "samples"]]])
+        doctor = await tab.page.evaluate(ADD, ["SVG2Doctor", 1500, 700, []])
+        await tab.queue()
+        await tab.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        await tab.page.wait_for_function("!app.rootGraph.nodes.some(node => node.type === 'SVG2Report')")
+        await tab.idle()
+        await tab.page.wait_for_timeout(1000)
+        await tab.page.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+        await tab.page.wait_for_function("app.rootGraph.nodes.some(node => node.type === 'SVG2Report')")
+        outputs = await history(tab)
+        expected = {node: "\n".join(outputs[str(node)]["text"]) for node in (report, doctor)}
+
+        async def shows_them():
+            for node, text in expected.items():
+                assert await text_of(tab, node) == text
+            assert ".json" in (await tab.page.evaluate(SHOWN, report))["link"]
+
+        await shows_them()
+        track = "app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
+        await tab.page.evaluate(track)
+        await tab.page.evaluate("id => { const node = app.rootGraph.getNodeById(id); node.widgets[2].value = 9; node.svg2Old = true }", SAMPLER)
+        await tab.page.evaluate(track)
+        await tab.page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+        await tab.page.wait_for_function("id => !app.rootGraph.getNodeById(id).svg2Old", arg=SAMPLER)
+        await shows_them()
+        await tab.page.wait_for_timeout(1500)  # the editor keeps its draft of the graph
+        await tab.page.reload()
+        await tab.ready()
+        await shows_them()
+
+    in_tab(test, renderer=renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_file_stays_as_large_as_it_is(in_tab, renderer):
+    """However often a file is opened, run and saved; and before the first run there is no box."""
+
+    async def test(tab):
+        doctor = await tab.page.evaluate(ALONE)
+        await tab.page.wait_for_timeout(500)
+        files = [await tab.page.evaluate(SAVED)]
+        for _ in range(3):
+            await tab.load({**files[-1], "id": None})  # as in a session that knows nothing of earlier runs
+            assert (await tab.page.evaluate(SHOWN, doctor))["text"] is None
+            await tab.queue()
+            await text_of(tab, doctor)
+            await tab.page.wait_for_timeout(500)
+            files.append(await tab.page.evaluate(SAVED))
+        await tab.load(files[-1])  # as in a session that does
+        await text_of(tab, doctor)
+        files.append(await tab.page.evaluate(SAVED))
+        new, first, *later = ([round(length) for length in file["nodes"][0]["size"]] for file in files)
+        assert new[0] == first[0] and 100 < first[1] - new[1] < 150 and later == [first] * 3
+
+    in_tab(test, renderer=renderer)
+
+
+def test_help_that_cannot_be_shown(in_tab):
+    """A page that is not there, and an editor that cannot draw it: the address and what there is to say."""
+
+    async def test(tab):
+        script = await tab.page.evaluate("new URL('help.js', document.querySelector('link[href*=\"svg2.css\"]').href).href")
+        opened = """async ([script, page]) => { await (await import(script)).openHelp(page); const boxes = [...document.querySelectorAll('.svg2-help')];
+            return [boxes.at(-1).querySelector('a')?.href, boxes.at(-1).querySelector('pre')?.textContent, boxes.at(-1).querySelectorAll('h1').length]; }"""
+        address, why, _ = await tab.page.evaluate(opened, [script, "Nowhere"])
+        assert address.endswith("/docs/Nowhere.md") and why.startswith("404")
+        [complaint] = tab.errors  # a file of the pack that is missing is never overlooked
+        assert "404" in complaint and address in complaint
+        tab.errors.clear()
+        assert (await tab.page.evaluate(opened, [script, "SVG2Doctor"]))[2] == 1
+        await tab.page.evaluate("app.extensionManager.renderMarkdownToHtml = undefined")
+        address, text, headings = await tab.page.evaluate(opened, [script, "SVG2Doctor"])
+        assert address.endswith("/docs/SVG2Doctor.md") and text.startswith("# ") and headings == 0
 
     in_tab(test)

@@ -56,9 +56,11 @@ def test_the_line_follows_the_run(in_tab, demo, renderer):
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_warning_with_help(in_tab, demo, renderer):
     async def test(tab):
-        await tab.load(demo(min_tokens=-1))
-        panel, _ = await run(tab)
-        assert panel["state"] == "warning" and "180 < 8,192 tokens" in panel["warning"] and "shorter than min_tokens" in panel["warning"]
+        await tab.load(demo(min_tokens=-1, steps=8, width=160, length=33))
+        panel, seen = await run(tab)
+        assert panel["state"] == "done" and " < 8,192 tokens" in panel["warning"] and "shorter than min_tokens" in panel["warning"]
+        lines = [each["line"] for each in seen if each["state"] == "sampling"]
+        assert not any(line.startswith("sparse") for line in lines) and any("dense: short sequence" in line for line in lines), set(lines)
         await tab.look_at(SVG2)
         await tab.page.click(".svg2-warning a")
         await tab.page.wait_for_selector(".svg2-help h1")
@@ -71,7 +73,7 @@ def test_a_backend_that_is_not_there(in_tab, demo):
     async def test(tab):
         await tab.load(demo(backend="triton"))
         panel, _ = await run(tab)
-        assert panel["state"] == "warning" and "Dense attention:" in panel["warning"] and "SVG2 Doctor" in panel["warning"]
+        assert panel["state"] == "done" and "Dense attention:" in panel["warning"] and "SVG2 Doctor" in panel["warning"]
 
     in_tab(test)
 
@@ -200,5 +202,110 @@ def test_an_image_of_the_workflow_has_no_trace_of_the_panel(in_tab, demo):
         node = next(n for n in saved["nodes"] if n["id"] in (SVG2, str(SVG2)))
         assert len(node["widgets_values"]) == 15 and "svg2" not in json.dumps(node["widgets_values"])
         assert not any("status" in name for name in prompt[str(SVG2)]["inputs"])
+
+    in_tab(test)
+
+
+TURN = "([id, name, value]) => { const w = app.rootGraph.getNodeById(id).widgets.find(w => w.name === name); w.value = value; w.callback?.(value); }"
+NEW_SEED = "id => { app.rootGraph.getNodeById(id).widgets[0].value += 1; }"
+
+
+def test_a_turned_knob_ends_what_the_last_run_said(in_tab, demo):
+    async def test(tab):
+        await tab.load(demo())
+        await run(tab)
+        await tab.page.evaluate(TURN, [SVG2, "preset", "quality"])
+        assert "quality: top-p 0.7" in (await tab.panel(SVG2))["text"] and (await tab.panel(SVG2))["state"] == "idle"
+        await tab.page.evaluate(NEW_SEED, SAMPLER)
+        done, _ = await run(tab)
+        # Switched off without a touch of the widget's callback, as by a link: the server says so.
+        await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets[0].value = false }", SVG2)
+        await tab.page.evaluate(NEW_SEED, SAMPLER)
+        await tab.queue()
+        await tab.idle()
+        await tab.page.wait_for_timeout(300)
+        off = await tab.panel(SVG2)
+        assert off["state"] == "off" and "off" in off["line"] and off["bars"] == 0 and done["bars"] == 6
+
+    in_tab(test)
+
+
+def test_a_pasted_node_tells_its_own_knobs(in_tab, demo):
+    async def test(tab):
+        await tab.load(demo(preset="paper"))
+        copy = await tab.page.evaluate(
+            """id => { app.canvas.selectNode(app.rootGraph.getNodeById(id)); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard();
+               return app.rootGraph.nodes.filter(n => n.type === 'SVG2SparseAttention' && n.id != id)[0].id; }""",
+            SVG2,
+        )
+        text = (await tab.panel(copy))["text"]
+        assert text.startswith("paper: top-p 0.9") and "by model" in text and "warm-up 20%" not in text
+
+    in_tab(test)
+
+
+def test_two_instances_of_a_subgraph(in_tab, demo):
+    """They share their nodes, so the panel says which of them it speaks of."""
+
+    async def test(tab):
+        await tab.load(demo())
+        host = await tab.page.evaluate(
+            "id => app.canvas.graph.convertToSubgraph(new Set([app.rootGraph.getNodeById(id)])).node.id", SVG2
+        )
+        copy = await tab.page.evaluate(
+            """([host, sampler]) => { const at = id => app.rootGraph.getNodeById(id), copy = LiteGraph.createNode(at(host).type);
+               app.rootGraph.add(copy); at(2).connect(0, copy, 0); copy.connect(0, at(sampler), 0); return copy.id; }""",
+            [host, SAMPLER],
+        )
+        same = await tab.page.evaluate("([a, b]) => app.rootGraph.getNodeById(a).subgraph === app.rootGraph.getNodeById(b).subgraph", [host, copy])
+        inside = f"{copy}:{SVG2}"
+        first, _ = await run(tab, inside)
+        assert same and not first["line"].startswith("#")
+        await tab.page.evaluate("([host, sampler]) => { app.rootGraph.getNodeById(host).connect(0, app.rootGraph.getNodeById(sampler), 0) }", [host, SAMPLER])
+        await tab.page.evaluate(NEW_SEED, SAMPLER)
+        await tab.queue()
+        await tab.idle()
+        await tab.page.wait_for_timeout(300)
+        assert (await tab.panel(inside))["line"].startswith(f"#{host}:{SVG2} · density")
+
+    in_tab(test)
+
+
+def test_an_answer_that_comes_late_is_not_shown(in_tab, demo):
+    """The tab asks what it missed; before the answer is there, the run is over."""
+
+    async def test(tab):
+        await tab.load(demo(steps=6))
+        held = asyncio.Event()
+
+        async def late(route):
+            answer = await route.fetch()
+            await held.wait()
+            await route.fulfill(response=answer)
+
+        await tab.queue()
+        await until(lambda: tab.panel(SVG2), lambda panel: panel["state"] == "sampling")
+        await tab.page.route("**/svg2/status*", late)
+        await tab.page.evaluate("import('/scripts/api.js').then(({ api }) => api.dispatchCustomEvent('reconnected'))")
+        done, _ = await until(lambda: tab.panel(SVG2), over)
+        held.set()
+        await tab.page.wait_for_timeout(500)
+        assert (await tab.panel(SVG2))["text"] == done["text"]
+
+    in_tab(test)
+
+
+def test_a_server_that_was_started_again(in_tab, demo):
+    """It knows nothing of the run that the old one was in: so says the panel, and not "sampling" for ever."""
+
+    async def test(tab):
+        await tab.load(demo(steps=40, width=320, height=192, length=33))
+        await tab.queue()
+        await until(lambda: tab.panel(SVG2), lambda panel: panel["state"] == "sampling")
+        await tab.page.route("**/svg2/status*", lambda route: route.fulfill(json=[]))
+        await tab.page.evaluate("import('/scripts/api.js').then(async ({ api }) => { await api.interrupt(); api.dispatchCustomEvent('reconnected') })")
+        seen = await until(lambda: tab.panel(SVG2), lambda panel: panel["state"] == "lost", seconds=20)
+        assert "broke off" in seen[0]["line"]
+        await tab.idle()
 
     in_tab(test)

@@ -32,7 +32,7 @@ class Client:
                 event = json.loads(message.data)
                 self.messages.append(event)
                 assert event["type"] not in ("execution_error", "execution_interrupted"), event
-                if event["type"] == "execution_success":
+                if event["type"] == "executing" and event["data"]["node"] is None:  # the history has it by then
                     break
         return (await self.server.get(f"/history/{answer['prompt_id']}"))[answer["prompt_id"]]
 

@@ -93,6 +93,11 @@ def test_hopper_kernels_serve_only_who_asks_for_them(monkeypatch, simulate):
     from svg2_pack.svg2_core.ops import preference, registry
     from svg2_pack.svg2_core.reasons import Reason, Refusal
 
+    # Before the interpreter is switched off for the registry: kernels are interpreted, or not, from their import on.
+    for package in ("kmeans", "block_map"):
+        module = registry.implementation(f"svg2_pack.svg2_core.ops.{package}", "cuda_fa3")
+        assert module.__name__.endswith(f"{package}.triton")
+
     monkeypatch.setattr(registry, "_self_test", lambda name, call: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("SVG2_BACKEND", raising=False)
@@ -109,6 +114,3 @@ def test_hopper_kernels_serve_only_who_asks_for_them(monkeypatch, simulate):
     assert "cuda_fa3" in registry.NAMES
     cpu = registry.choose("cuda_fa3", registry.Call(torch.device("cpu"), torch.bfloat16, 128))
     assert cpu.reason is Reason.UNSUPPORTED_DEVICE
-    for package in ("kmeans", "block_map"):
-        module = registry.implementation(f"svg2_pack.svg2_core.ops.{package}", "cuda_fa3")
-        assert module.__name__.endswith(f"{package}.triton")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_wan
 import torch
+from aiohttp import web
 from torch.utils._python_dispatch import TorchDispatchMode
 
 STEPS = 4
@@ -125,9 +126,9 @@ def test_nobody_listens(wan, svg2, queued, listener):
 def test_a_reloaded_tab_gets_its_own_last_messages(wan, queued, listener):
     from svg2_pack.nodes import live
 
-    answers = {}
-    listener.routes = SimpleNamespace(get=lambda path: lambda handler: answers.setdefault(path, handler))
+    listener.routes = web.RouteTableDef()
     live.serve()
+    [route] = listener.routes
     for node, tab in (("7", "tab"), ("8", "tab"), ("7", "another tab")):
         listener.client_id = tab
         tiny_wan.sample(queued(wan, node, **SPARSE)[0], steps=2)
@@ -135,11 +136,76 @@ def test_a_reloaded_tab_gets_its_own_last_messages(wan, queued, listener):
     def ask(tab):
         import asyncio
 
-        response = asyncio.run(answers["/svg2/status"](SimpleNamespace(query={"client_id": tab})))
+        response = asyncio.run(route.handler(SimpleNamespace(query={"client_id": tab})))
         return json.loads(response.text)
 
     assert [(m["node"], m["state"]) for m in ask("tab")] == [("7", "done"), ("8", "done")]
     assert [m["node"] for m in ask("another tab")] == ["7"] and ask("a stranger") == []
+
+
+def test_a_pack_that_is_installed_twice(host, listener, caplog):
+    """aiohttp refuses a route that is there already, and with it ComfyUI would not start."""
+    from svg2_pack.nodes import live
+
+    listener.routes = web.RouteTableDef()
+    live.serve()
+    live.serve()
+    assert len(listener.routes) == 1 and "installed twice" in caplog.text
+    web.Application().router.add_routes(listener.routes)
+
+
+@pytest.mark.parametrize("extra", [None, "text", [1], {"workflow": "text"}, {"workflow": [1]}, {"workflow": {"id": 5}}])
+def test_whatever_a_client_sends_the_run_goes_on(wan, queued, listener, extra):
+    running = [(0, "prompt", {}, {"extra_pnginfo": extra}, [])]
+    listener.prompt_queue.get_current_queue_volatile = lambda: (running, [])
+    tiny_wan.sample(queued(wan, **SPARSE)[0], steps=2)
+    assert [body["state"] for body in listener.bodies] == ["sampling"] * 2 + ["done"] and listener.bodies[0]["graph"] is None
+
+
+def test_a_server_that_cannot_send_stops_no_run(wan, queued, listener, dense_sample, caplog):
+    def broken(*_):
+        raise RuntimeError("Event loop is closed")
+
+    listener.send_sync = broken
+    model, stats = queued(wan, top_p=1.0, warmup_steps=0, dense_blocks="")
+    assert torch.allclose(tiny_wan.sample(model), dense_sample, atol=1e-3) and stats.latest().completed
+    assert caplog.text.count("no live status of this run") == 1
+
+
+def test_switched_off_it_says_so(wan, queued, listener):
+    """For what an earlier run said is no longer so."""
+    tiny_wan.sample(queued(wan, enabled=True, **SPARSE)[0], steps=2)
+    queued(wan, enabled=False)
+    assert listener.bodies[-1]["state"] == "off" and listener.bodies[-1]["serial"] > listener.bodies[-2]["serial"]
+
+
+def test_a_run_of_which_nothing_is_known(wan, queued, listener, monkeypatch):
+    """After a fault of the device every read fails."""
+    from svg2_pack.svg2_core.stats import RunStats
+
+    def fails(*_):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(RunStats, "report", fails)
+    tiny_wan.sample(queued(wan, **SPARSE)[0], steps=2)
+    assert [body["state"] for body in listener.bodies] == ["sampling"] * 2 + ["lost"]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "heunpp2", "dpm_2", "uni_pc", "lcm"])
+def test_no_step_is_announced_twice(wan, queued, listener, sampler):
+    tiny_wan.sample(queued(wan, **SPARSE)[0], steps=6, sampler=sampler)
+    steps = [body["step"] for body in listener.bodies[:-1]]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_a_node_that_another_one_expanded_into(host):
+    """Messages go to the node on the screen."""
+    from comfy_api.latest import io
+    from svg2_pack.nodes.sparse_attention import _place
+
+    expanded = SimpleNamespace(get_display_node_id={"5.0.0.7": "5"}.get)
+    assert _place(io.HiddenHolder("5.0.0.7", None, None, expanded, None, None)) == "5"
+    assert _place(io.HiddenHolder("7", None, None, None, None, None)) == "7" and _place(None) is None
 
 
 def test_only_so_many_are_kept(wan, queued, listener, monkeypatch):

@@ -145,12 +145,28 @@ def test_speeds_are_ratios_of_medians():
     stats._sparse_watches.extend(Watch(s) for s in (0.1, 0.1, 7.0, None))  # one compiled, one failed
     stats._sigmas = {0: 1.0, 1: 0.8, 2: 0.6, 3: 0.4}
     stats._watches = [(0, Watch(30.0)), (1, Watch(6.0)), (2, Watch(2.0)), (3, Watch(1.0)), (3, Watch(1.0))]
+    for step in (0, 1):
+        stats.dense_call(Reason.WARMUP, "0", step=step)
     for step in (2, 3):
         stats.sparse_call(step, "0", 10, density(0.1), "torch")
     report = stats.report(completed=True)
     assert report.dense_call_ms == pytest.approx(450) and report.sparse_call_ms == pytest.approx(100)
     assert report.attention_speedup == pytest.approx(4.5)
     assert report.step_speedup == pytest.approx(3.0), "without the first step"
+
+
+def test_steps_that_did_not_run_have_no_speed():
+    """Another node skips steps (EasyCache): no time, no attention. And an interruption cuts the last one short."""
+    stats = RunStats()
+    stats._sigmas = {step: 1.0 - step / 10 for step in range(6)}
+    seconds = (9.0, 6.0, 2.0, 0.001, 0.001, 0.5)
+    stats._watches = list(enumerate(map(Watch, seconds)))
+    for step in (0, 1):
+        stats.dense_call(Reason.WARMUP, "0", step=step)
+    for step in (2, 5):
+        stats.sparse_call(step, "0", 10, density(0.1), "torch")
+    assert stats.report(completed=False).step_speedup == pytest.approx(3.0)
+    assert stats.report(completed=True).step_speedup == pytest.approx(6.0 / 1.25)
 
 
 def test_no_speed_without_both_kinds():

@@ -26,17 +26,28 @@ export class Panel {
     // Text wraps differently at another width, and the sizes are known only once the element is on the page.
     new ResizeObserver(() => this.fit()).observe(this.inner);
     for (const widget of node.widgets) this.watch(widget);
+    this.watchConfigure();
     this.idle();
   }
 
-  /** Redraw the preset's line when a knob is turned. */
+  /** When a knob is turned, what an earlier run said is of other settings: back to what the preset stands for. */
   watch(widget) {
     if (widget.name === NAME) return;
     const callback = widget.callback;
     widget.callback = (...args) => {
       const result = callback?.apply(widget, args);
-      if (!this.message) this.idle();
+      if (this.message?.state !== "sampling") this.idle();
       return result;
+    };
+  }
+
+  /** Loaded, pasted, or moved into a subgraph: its knobs have their saved values only now. */
+  watchConfigure() {
+    const { node } = this;
+    const configured = node.onConfigure;
+    node.onConfigure = (...args) => {
+      configured?.apply(node, args);
+      if (!this.message) this.idle();
     };
   }
 
@@ -47,11 +58,12 @@ export class Panel {
     this.inner.replaceChildren(part("svg2-more", values.enabled === false ? say("panel.off") : describePreset(this.presets, values)));
   }
 
-  show(message) {
+  /** place: which of several instances of a subgraph the message is of; "" where there is one. */
+  show(message, place = "") {
     this.message = message;
     const { tone, line, more, bars, warnings } = describe(message);
-    this.element.dataset.state = warnings.length ? "warning" : tone;
-    const children = [part("svg2-line", line)];
+    this.element.dataset.state = tone;
+    const children = [part("svg2-line", place ? `#${place} · ${line}` : line)];
     if (bars.length) children.push(barsOf(bars));
     children.push(...more.map((text) => part("svg2-more", text)), ...warnings.map(warningOf));
     this.inner.replaceChildren(...children);

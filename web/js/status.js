@@ -3,6 +3,8 @@ import { count, has, percent, say } from "./words.js";
 
 /** A run's message -> { tone, line, more: [text], bars: [{ share, title }], warnings: [{ text, advice }] }. */
 export function describe(message) {
+  const alone = { off: "panel.off", lost: "panel.lost" }[message.state];
+  if (alone) return { tone: message.state, line: say(alone), more: [], bars: [], warnings: [] };
   const lines = message.state === "sampling" ? [progressLine(message)] : totalLines(message);
   return {
     tone: message.state,
@@ -27,10 +29,9 @@ function progressLine(message) {
       step,
     );
   }
-  // The step before was dense too: by the settings, or because of something the user should know.
-  const surprise = message.reasons.find((reason) => !reason.expected);
-  if (surprise && !message.backend) return join(say("panel.dense", { why: reasonShort(message, surprise.name) }), step);
-  return join(say("panel.now_sparse"), step);
+  // The step before was dense too: because of something the user should know, or by the settings, which say nothing of this one.
+  const surprise = message.reasons.find((reason) => !reason.expected && known.some(([, , name]) => name === reason.name));
+  return surprise ? join(say("panel.dense", { why: reasonShort(message, surprise.name) }), step) : step;
 }
 
 function totalLines(message) {
@@ -38,6 +39,7 @@ function totalLines(message) {
   const { density, backend, settings } = message;
   if (density === null) {
     const why = Object.keys(message.dense_calls).map((name) => reasonShort(message, name));
+    if (head.length && !why.length) return [say("panel.stopped_early")];
     return [join(...head, say("panel.all_dense", { why: why.join(", ") || say("panel.nothing_ran") }))];
   }
   const lines = [
@@ -102,10 +104,11 @@ export function describePreset(presets, values) {
   const isAuto = (name) => values[name] === undefined || values[name] === auto[name];
   const parts = [];
   if (isAuto("top_p")) parts.push(say("preset.top_p", { top_p: preset.top_p }));
-  if (isAuto("warmup_steps")) parts.push(say("preset.warmup", { share: percent(preset.warmup_fraction) }));
-  if (isAuto("q_clusters") && isAuto("k_clusters")) parts.push(say("preset.clusters", { q: preset.q_clusters, k: preset.k_clusters, tokens: count(preset.tokens) }));
+  if (isAuto("warmup_steps") && !preset.by_model) parts.push(say("preset.warmup", { share: percent(preset.warmup_fraction) }));
+  if (isAuto("q_clusters") && isAuto("k_clusters") && !preset.by_model) parts.push(say("preset.clusters", { q: preset.q_clusters, k: preset.k_clusters, tokens: count(preset.tokens) }));
   if (isAuto("min_k_ratio")) parts.push(say("preset.min_k_ratio", { share: percent(preset.min_k_ratio) }));
   if (isAuto("kmeans_init_iters") && isAuto("kmeans_iters")) parts.push(say("preset.kmeans", { first: preset.kmeans_init_iters, later: preset.kmeans_iters }));
+  if (preset.by_model) parts.push(say("preset.by_model"));
   if (isAuto("dense_blocks")) parts.push(say("preset.dense_blocks", { blocks: preset.dense_blocks }));
   if (isAuto("compensation")) parts.push(say(`preset.compensation_${preset.compensation}`));
   return parts.length ? say("preset.implies", { preset: preset.name, values: parts.join(" · ") }) : "";

@@ -3,7 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { Panel } from "./panel.js";
 import { nodeOf } from "./places.js";
-import { showOutput } from "./text.js";
+import { receiveOutput, restoreOutputs } from "./text.js";
 import { loadWords } from "./words.js";
 
 const EVENT = "svg2.status";
@@ -14,11 +14,17 @@ const latest = new Map(); // by graph and node: panels come and go with tabs, un
 let presets;
 
 function show(message) {
-  nodeOf(message)?.svg2Panel?.show(message);
+  const node = nodeOf(message);
+  // Instances of a subgraph share their nodes.
+  const shared = node && [...latest.values()].some((other) => other.node !== message.node && nodeOf(other) === node);
+  node?.svg2Panel?.show(message, shared ? message.node : "");
 }
 
+const keyOf = ({ graph, node }) => `${graph}|${node}`;
+
 function receive(message) {
-  const key = `${message.graph}|${message.node}`;
+  const key = keyOf(message);
+  if (latest.get(key)?.serial > message.serial) return; // an answer that was on its way for longer
   latest.delete(key); // the newest last
   latest.set(key, message);
   if (latest.size > 256) latest.delete(latest.keys().next().value);
@@ -30,8 +36,13 @@ async function catchUp() {
   const client = api.clientId ?? api.initialClientId;
   if (!client) return;
   try {
+    const asked = [...latest.values()];
     const response = await api.fetchApi(`/svg2/status?client_id=${encodeURIComponent(client)}`);
-    for (const message of await response.json()) receive(message);
+    const known = await response.json();
+    for (const message of known) receive(message);
+    // A run that the server no longer knows: it was started again meanwhile.
+    const keys = new Set(known.map(keyOf));
+    for (const message of asked) if (message.state === "sampling" && !keys.has(keyOf(message))) receive({ ...message, state: "lost" });
   } catch (error) {
     console.warn("SVG2: no status of earlier runs", error);
   }
@@ -57,17 +68,18 @@ app.registerExtension({
     const onExecuted = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      showOutput(this, output);
+      receiveOutput(this, output);
     };
   },
   nodeCreated(node) {
     if (node.comfyClass === PATCH) node.svg2Panel = new Panel(node, presets);
-    if (TEXT.has(node.comfyClass)) node.setSize([Math.max(node.size[0], 240), node.size[1]]); // a node without inputs is too narrow for its title
+    if (TEXT.has(node.comfyClass)) node.setSize([Math.max(node.size[0], 420), node.size[1]]); // wide enough for its text
   },
-  loadedGraphNode(node) {
-    if (node.comfyClass === PATCH) node.svg2Panel?.idle(); // its knobs have their saved values now
+  onNodeOutputsUpdated() {
+    restoreOutputs(TEXT);
   },
   afterConfigureGraph() {
     for (const message of latest.values()) show(message);
+    restoreOutputs(TEXT);
   },
 });
