@@ -37,7 +37,9 @@ EXPERTS = """**Two experts, two nodes.** The high-noise model makes the first st
 
 **Warm-up.** The high-noise node keeps its first steps dense, at least one. The low-noise node continues a video that has its layout, so it has no warm-up: its report shows none.
 
-**What they say.** One report for each: density, sparse calls, and why the others were dense (*warmup* and *dense_block* are meant to be). *enabled* off on both: the models as they were, to compare."""
+**What they say.** One report for each: density, sparse calls, and why the others were dense (*warmup* and *dense_block* are meant to be). *enabled* off on both: the models as they were, to compare.
+
+**What to change.** *preset*, on both nodes the same: *quality* is closest to dense, *turbo* does the least work. If one of the reports is not what you expected, the node *SVG2 Doctor* says which backends work on this machine, and why others do not."""
 
 FOUR_STEPS = """**Few steps.** Of the four steps the first stays dense (warm-up is at least one step), three run sparse. *warmup_steps* 0 makes all four sparse: compare the picture before you keep it. More steps leave SVG2 a larger share."""
 

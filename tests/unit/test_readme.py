@@ -1,20 +1,26 @@
 """What the documents say that can be checked: links, commands, names, and the settings that auto comes to."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from svg2_pack.svg2_core.ops import registry
-from svg2_pack.svg2_core.presets import preset_config
+from svg2_pack.svg2_core.presets import FAMILIES, PRESETS, preset_config
 from svg2_pack.svg2_core.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(path for pattern in ("*.md", "cuda/*.md", "web/docs/*.md", "tests/**/*.md") for path in ROOT.glob(pattern))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HELP = (ROOT / "web/docs/SVG2SparseAttention.md").read_text(encoding="utf-8")
 # Each command of the documents, by its script, and the test that runs it.
 COMMANDS = {
     "scripts/demo.py": "tests/demo/test_demo.py",
     "scripts/test.py": ".ci/run",
+    "scripts/host.py": "tests/demo/test_demo.py",
+    "scripts/launch.py": "scripts/comfy_server.py",  # of every server that the tests start
     "scripts/build_workflows.py": "tests/workflows/test_in_the_host.py",
     "scripts/build_thumbnails.py": "tests/browser/test_scripts.py",
     "tests/benchmarks/run.py": "tests/unit/test_benchmark.py",
@@ -52,11 +58,15 @@ def test_every_command_is_run_by_a_test():
         assert Path(script).name in source or Path(script).stem in source, f"{runner} does not run {script}"
 
 
+def recommended() -> list[list[str]]:
+    """The rows of the table of recommended settings."""
+    return [line.split("|")[1:-1] for line in README.splitlines() if re.match(r"\| [^|]+ frames \|", line)]
+
+
 def test_recommended_settings():
     """The table's clusters and warm-up are those of the preset."""
-    rows = [line.split("|")[1:-1] for line in README.splitlines() if re.match(r"\| [^|]+ frames \|", line)]
-    assert len(rows) == 6
-    for model, tokens, clusters, steps, _ in rows:
+    assert len(recommended()) == 10
+    for model, tokens, clusters, steps, note in recommended():
         family = "hunyuan_video" if "Hunyuan" in model else "cosmos" if "Cosmos" in model else "other" if "5B" in model else "wan_t2v"
         config, count = preset_config("auto", family), int(tokens.replace(",", ""))
         assert "{} / {}".format(*config.cluster_counts(count)) == clusters.strip(), model
@@ -65,6 +75,55 @@ def test_recommended_settings():
         width, height, frames = map(int, re.search(r"(\d+) x (\d+), (\d+) frames", model).groups())
         side = 32 if "5B" in model else 16
         assert ((frames - 1) // 4 + 1) * (width // side) * (height // side) == count, model
+        if "Wan 2.2 14B" in model:  # warm-up is counted in the sampler that begins
+            first, in_all = map(int, re.search(r"the first sampler has (\d+) of the (\d+) steps", note).groups())
+            assert first == total and in_all == 2 * first, model
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows/api").glob("*.json")), ids=lambda path: path.stem)
+def test_recommended_settings_have_every_workflow(path):
+    """Its size, and the steps of its first sampler."""
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    inputs = [node["inputs"] for node in prompt.values()]
+    size = next(tuple(i[key] for key in ("width", "height", "length")) for i in inputs if "length" in i)
+    titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
+    first = titles.get("of these, high noise")
+    steps = first["value"] if first else next(i["steps"] for i in inputs if "steps" in i)
+    assert any("{} x {}, {} frames".format(*size) in model and int(row[1].split(",")[0]) == steps for model, _, *row in recommended())
+
+
+def test_presets():
+    """The help page's table is what the presets are."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in HELP.splitlines() if re.match(r"\| `.+% of the steps", line)]
+    assert [re.findall(r"`(\w+)`", row[0]) for row in rows] == [["auto", "balanced"], ["quality"], ["turbo"], ["paper"]]
+    for names, top_p, warmup, least, kmeans, skipped in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            for family in FAMILIES if name != "paper" else ("wan_t2v", "other"):
+                config = preset_config(name, family)
+                assert (config.top_p, config.min_k_ratio) == (float(top_p), float(least)), name
+                assert f"{config.warmup_fraction:.0%} of the steps" == warmup, name
+                assert f"{config.kmeans_init_iters} + {config.kmeans_iters}" == kmeans, name
+                assert {"off": "dropped", "centroid": "their centroid stands in"}[config.compensation] == skipped, name
+    text = " ".join(HELP.split())
+    paper = {family: preset_config("paper", family) for family in FAMILIES}
+    shares = [f"{paper[family].warmup_fraction:.0%}" for family in ("wan_i2v", "hunyuan_video", "cosmos")]
+    assert "warm-up is {} for Wan checkpoints with image channels, {} for HunyuanVideo and {} for Cosmos".format(*shares) in text
+    assert all(preset_config(name, family).dense_blocks == "0" for name in PRESETS for family in FAMILIES)
+    clusters = {(name, family): preset_config(name, family).cluster_counts(75_600) for name in PRESETS for family in FAMILIES}
+    others = {key: clusters.pop(key) for key in (("paper", "hunyuan_video"), ("paper", "cosmos"))}
+    assert set(clusters.values()) == {(300, 1000)} and "300 of queries and 1000 of keys at 75,600 tokens" in text
+    assert "`paper` has {} of queries for HunyuanVideo and {} for Cosmos".format(*(q for q, _ in others.values())) in text
+
+
+def test_the_snippet_runs():
+    """From the checkout's root, with nothing but what the text says is given."""
+    text, snippet = re.search(r"(The core alone[^\n]*\n[^`]*(?:`[^`\n]+`[^`]*)+)```python\n(.+?)```", README, re.DOTALL).groups()
+    given = ("q", "k", "v", "q2", "k2", "v2")
+    assert all(f"`{name}`" in text for name in given)
+    inputs = f"import torch\n{', '.join(given)} = torch.randn(6, 1, 2, 320, 64, generator=torch.Generator().manual_seed(0))\n"
+    check = "\nassert step2.out.shape == q.shape and step2.out.isfinite().all() and 0 < result.density < 1"
+    done = subprocess.run([sys.executable, "-c", inputs + snippet + check], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_names():
@@ -72,6 +131,8 @@ def test_names():
     assert set(re.findall(r"^\| `(\w+)` \| \w+(?: \w+)? \| ", README, re.MULTILINE)) >= set(registry.NAMES)
     row = next(line for line in README.splitlines() if line.startswith("| `SVG2_BACKEND`"))
     assert all(f"`{name}`" in row for name in registry.NAMES)
-    reasons = {reason.value for reason in Reason}
-    for name in ("warmup", "dense_block", "short_sequence", "unsupported_mask", "unknown_layout"):
-        assert f"`{name}`" in README and name in reasons
+    never_shown = {Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN, Reason.DISABLED}
+    shown = {reason.value for reason in Reason} - {reason.value for reason in never_shown}
+    explained = {name for line in README.splitlines() if line.count("|") == 4 for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert shown <= explained
+    assert all(f"`{name}`" in HELP for name in shown)
