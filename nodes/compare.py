@@ -3,14 +3,17 @@
 import math
 from dataclasses import dataclass
 
+import comfy.utils
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..svg2_core.metrics import psnr
 from .plots.strip import draw_strip
 from .similarity import SSIM_WINDOW, load_lpips, ssim
 
-# dB. Two dense attention backends give, with everything else the same, videos this far apart on the models SVG2 is for.
+# dB. How far apart two dense attention backends leave a video, everything else being the same: a figure known for the models
+# SVG2 is for from others' experience, not measured by this project.
 NOISE_LOW, NOISE_HIGH = 27, 34
 
 
@@ -99,12 +102,15 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor) -> Scores:
     lpips = load_lpips(reference[0])
     scores = Scores([], [], [], lpips if isinstance(lpips, str) else "", {})
     metrics = [(psnr, scores.psnr), (ssim, scores.ssim)] + ([] if scores.why_no_lpips else [(lpips, scores.lpips)])
+    progress = comfy.utils.ProgressBar(len(reference))
     for i, (x, y) in enumerate(zip(candidate, reference, strict=True)):
+        throw_exception_if_processing_interrupted()
         broken = [name for name, frame in (("reference", y), ("candidate", x)) if not frame.isfinite().all()]
         for name in broken:
             scores.broken.setdefault(name, []).append(i + 1)
         for metric, values in metrics:
             values.append(math.nan if broken else metric(x, y))
+        progress.update(1)
     return scores
 
 

@@ -13,8 +13,8 @@ from .plots.pages import clusters_page, empty_page, run_page
 from .sparse_attention import Stats
 
 NO_RUN = (
-    "No run is recorded. Either SVG2 Sparse Attention is switched off (enabled), or nothing has been sampled with its model: "
-    "connect the input samples to the sampler that uses it."
+    "No run is recorded. Either SVG2 Sparse Attention is switched off (enabled), bypassed or not connected to the input stats, "
+    "or nothing has been sampled with its model: connect the input samples to the sampler that uses it."
 )
 FAILED = "The run did not finish: it was interrupted or failed. What follows is what had run until then."
 
@@ -34,7 +34,7 @@ class SVG2Report(io.ComfyNode):
             ),
             search_aliases=["svg2 report", "svg2 stats", "sparse attention report", "attention density", "attention clusters"],
             inputs=[
-                Stats.Input("stats", tooltip="The stats output of SVG2 Sparse Attention."),
+                Stats.Input("stats", optional=True, tooltip="The stats output of SVG2 Sparse Attention."),
                 io.Latent.Input("samples", tooltip="The sampler's result. It is passed through unchanged; connected so that the report is made after the run."),
                 io.Image.Input("images", optional=True, tooltip="The decoded frames, to lay the clusters over. Without them the clusters are shown plain."),
                 io.Int.Input("overlay_block", optional=True, default=-1, min=-1, max=999,
@@ -50,8 +50,8 @@ class SVG2Report(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, stats, samples, images=None, overlay_block=-1, theme="dark") -> io.NodeOutput:
-        report = stats.latest()
+    def execute(cls, samples, stats=None, images=None, overlay_block=-1, theme="dark") -> io.NodeOutput:
+        report = stats.latest() if stats else None  # the editor leaves out what a bypassed node would have given
         if report is None:
             pages, text, files = [empty_page([NO_RUN], theme)], f"SVG2: {NO_RUN}", []
         else:
@@ -110,7 +110,7 @@ def headline(report: RunReport) -> list[str]:
             f"backend {report.backend}",
         ]
     if report.sparse_calls and report.attention_speedup is not None and report.device != "cpu":
-        parts.append(f"attention {report.attention_speedup:.1f}x faster than this run's dense calls")
+        parts.append(f"attention {times(report.attention_speedup, 1)} than this run's dense calls")
     shown = ("preset", "top_p", "q_clusters", "k_clusters", "warmup_steps", "dense_blocks", "compensation")
     settings = [f"{name} {_value(report.settings[name])}" for name in shown if name in report.settings]
     return [" · ".join(parts), " · ".join(settings)] if settings else [" · ".join(parts)]
@@ -135,12 +135,17 @@ def speed(report: RunReport) -> list[str]:
         return [lines[0] + "; speed is not meaningful on a CPU"]
     if report.attention_speedup is not None:
         lines.append(
-            f"attention: {report.attention_speedup:.2f}x faster than this run's dense calls "
+            f"attention: {times(report.attention_speedup)} than this run's dense calls "
             f"({report.sparse_call_ms:.2f} ms instead of {report.dense_call_ms:.2f} ms a call)"
         )
     if report.step_speedup is not None:
-        lines.append(f"steps: {report.step_speedup:.2f}x faster than this run's dense steps")
+        lines.append(f"steps: {times(report.step_speedup)} than this run's dense steps")
     return lines
+
+
+def times(ratio: float, digits: int = 2) -> str:
+    """How many times faster or slower, the factor always above 1."""
+    return f"{ratio:.{digits}f}x faster" if ratio >= 1 else f"{1 / ratio:.{digits}f}x slower"
 
 
 def _value(value: object) -> str:

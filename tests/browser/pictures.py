@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -50,7 +51,8 @@ async def resize(tab, node, width: int, height: int) -> None:
 
 async def sparse_attention(tab, shot) -> None:
     await tab.load(workflow())
-    await resize(tab, SVG2, 330, 10)  # the file's size is for the classic renderer, which shows every input
+    if await tab.page.evaluate("LiteGraph.vueNodesMode"):
+        await resize(tab, SVG2, 330, 10)  # the file's size is for the classic renderer, which shows every input
     await shot("SVG2SparseAttention", "idle", SVG2)
     await tab.queue()
     while " 9/" not in ((await tab.panel(SVG2))["line"] or ""):
@@ -62,6 +64,17 @@ async def sparse_attention(tab, shot) -> None:
     await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets.find(w => w.name === 'min_tokens').value = -1 }", SVG2)
     await finished(tab)
     await shot("SVG2SparseAttention", "warning", SVG2)
+
+
+async def save_pages(tab, folder: Path) -> None:
+    """The pages of SVG2 Report as the server made them."""
+    entries = await tab.page.evaluate("fetch('/history?max_items=1').then(r => r.json())")
+    [pages] = [out["images"] for entry in entries.values() for out in entry["outputs"].values() if "svg2_json" in out]
+    for number, page in enumerate(pages, 1):
+        response = await tab.page.request.get(f"{tab.url}/view?{urlencode(page)}")
+        path = folder / f"SVG2Report.page{number}.png"
+        path.write_bytes(await response.body())
+        shrink(path)
 
 
 async def report_and_compare(tab, shot) -> None:
@@ -82,8 +95,7 @@ async def report_and_compare(tab, shot) -> None:
     for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):
         await resize(tab, node, *((720, 820) if kind == "SVG2Report" else (560, 760)))
         await shot(kind, "finished", node)
-
-
+    await save_pages(tab, shot.folder)
     # Nothing sparse, and another seed: what they say when something is not as wanted.
     await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets.find(w => w.name === 'min_tokens').value = -1 }", SVG2)
     await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets[0].value += 1 }", SAMPLER)
@@ -131,6 +143,7 @@ async def main(folder: Path) -> None:
                         shrink(path)
                         print(path.name, flush=True)
 
+                    shot.folder = folder
                     await scene(tab, shot)
                     assert tab.errors == [], tab.errors
     side_by_side(folder, "SVG2SparseAttention", ("running", "finished", "warning"), "nodes2")

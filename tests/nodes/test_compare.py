@@ -131,6 +131,34 @@ def test_values_that_are_not_numbers(compare):
     assert "in reference, frame 2, 3; candidate, frame 2, 3." in compare(broken, broken)[3], "equal or not"
 
 
+def test_progress_and_cancel(host, monkeypatch):
+    """A step of progress per frame, and Cancel is heard after the frame at hand."""
+    import comfy.utils
+    from comfy.model_management import (
+        InterruptProcessingException,
+        interrupt_current_processing,
+        processing_interrupted,
+    )
+    from svg2_pack.nodes.compare import measure
+
+    told = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: told.append((value, total)))
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0)
+    measure(video(5), video(5))
+    assert told == [(i, 5) for i in range(1, 6)]
+
+    told.clear()
+
+    def cancel(value, total, *_, **__):
+        told.append(value)
+        interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel)
+    with pytest.raises(InterruptProcessingException):
+        measure(video(5), video(5))
+    assert told == [1] and not processing_interrupted()
+
+
 def test_half_precision_and_views(compare):
     clean = video()
     other = noisy(clean, 0.05)

@@ -44,7 +44,7 @@ def show(temp):
         if not isinstance(stats, StatsHandle):
             report, stats = stats, StatsHandle()
             stats.add(report)
-        output = SVG2Report.execute(stats, samples, **inputs)
+        output = SVG2Report.execute(samples=samples, stats=stats, **inputs)
         passed, plots, text = output.result
         assert passed is samples and output.ui["text"] == (text,)
         assert len(output.ui["images"]) == len(plots)
@@ -110,6 +110,15 @@ def test_switched_off_or_not_sampled(wan, svg2, show):
         assert plots.std() > 0.01, "the page says so too"
 
 
+def test_bypassed(temp):
+    """A bypassed node hands on its model but no stats: that is no error of the prompt, and the page says why it is empty."""
+    from svg2_pack.nodes.report import SVG2Report
+
+    given = SVG2Report.execute(samples=LATENT)
+    assert given.result[0] is LATENT and "bypassed" in given.result[2] and len(given.result[1]) == 1
+    assert list(SVG2Report.INPUT_TYPES()["required"]) == ["samples"]
+
+
 def test_an_interrupted_run(wan, svg2, show):
     patched, stats = svg2(wan, warmup_steps=0)
 
@@ -139,6 +148,17 @@ def test_speed_is_told_where_it_means_something(show):
     on_cpu = show(replace(RUN, device="cpu"))[1]
     assert "faster" not in on_cpu and "not meaningful" in on_cpu
     assert "faster" not in show(replace(RUN, attention_speedup=None, step_speedup=None))[1]
+
+
+def test_slower_is_not_faster(show):
+    from svg2_pack.nodes.report import headline
+
+    slow = replace(RUN, attention_speedup=0.5, step_speedup=0.8, sparse_call_ms=16.0)
+    text = show(slow)[1]
+    assert "attention: 2.00x slower than this run's dense calls (16.00 ms instead of 8.00 ms a call)" in text
+    assert "steps: 1.25x slower than this run's dense steps" in text and "faster" not in text
+    assert "attention 2.0x slower than this run's dense calls" in headline(slow)[0]
+    assert "attention 4.0x faster than this run's dense calls" in headline(RUN)[0]
 
 
 def test_notices_are_told(show):
