@@ -1,4 +1,5 @@
-"""Take the pictures of the help pages: every node idle and finished, and in the other states it has, in both renderers.
+"""Take the pictures of the help pages: every node idle and finished, and in the other states it has, in both renderers; and
+the thumbnail of the demo's workflow.
 
 `python tests/browser/pictures.py [folder]`, web/docs/img/ unless a folder is given. About four minutes.
 """
@@ -117,6 +118,15 @@ async def others(tab, shot) -> None:
         await shot(kind, "finished", node)
 
 
+async def demo_graph(tab, shot) -> None:
+    """The thumbnail of the demo's workflow, which the template browser shows."""
+    await tab.load(json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8")))
+    path = shot.folder / "demo_wan.png"
+    await tab.picture(path, *await tab.page.evaluate("app.rootGraph.nodes.map(node => node.id)"), zoom=0.8)
+    Image.open(path).convert("RGB").save(ROOT / "workflows/demo_wan.jpg", quality=85, optimize=True)
+    path.unlink()
+
+
 def side_by_side(folder: Path, kind: str, states: tuple[str, ...], renderer: str) -> None:
     """One picture of a node in several states, for the README."""
     pictures = [Image.open(folder / f"{kind}.{state}.{renderer}.png").convert("RGB") for state in states]
@@ -134,7 +144,7 @@ async def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     async with editor.server() as server, editor.browser() as browser:
         for renderer in editor.RENDERERS:
-            for scene in (sparse_attention, report_and_compare, others):
+            for scene in (sparse_attention, report_and_compare, others, *([demo_graph] if renderer == "classic" else [])):
                 async with editor.tab(browser, server.url, renderer, size=(1400, 1100)) as tab:
 
                     async def shot(kind, state, node, tab=tab, renderer=renderer):
