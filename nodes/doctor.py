@@ -18,7 +18,6 @@ from ..svg2_core.reasons import Refusal
 # Of the speed test: short enough for two seconds on a small GPU, long enough for sparse attention to pay.
 TOKENS, HEADS, HEAD_DIM, TOPICS = 16_384, 8, 128, 200
 SECONDS = 1.0
-SOURCES = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}  # the prebuilt kernels of a backend
 
 
 class SVG2Doctor(io.ComfyNode):
@@ -67,7 +66,7 @@ def backend_lines(device: torch.device) -> list[str]:
         if isinstance(answer, Refusal):
             lines.append(f"backend {name}: not ready: {answer.detail.removeprefix(f'{name}: ')}")
         else:
-            origin = f", {driver.load(SOURCES[name], device).origin}" if name in SOURCES else ""
+            origin = f", {driver.load(registry.PREBUILT[name], device).origin}" if name in registry.PREBUILT else ""
             lines.append(f"backend {name}: ready (self-test {seconds:.1f} s{origin})")
     chosen = registry.choose("auto", call)
     lines.append("auto takes: " + (f"dense attention ({chosen.detail})" if isinstance(chosen, Refusal) else chosen))

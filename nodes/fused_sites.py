@@ -224,14 +224,21 @@ def flux_single_block(fused, own):
 # Cosmos 1.0
 
 
-def cosmos_block(fused, own):
-    """Only the name of the modulated norm is another one: the module itself does the rest."""
-    host = own.__globals__["adaln_norm_state"]
+def modulated_by(name):
+    """Of a block that hands its norms to the function `name(norm, x, scale, shift)` of its module, which does the rest."""
 
-    def adaln_norm_state(norm_state, x, scale, shift):
-        return host(Deferring(fused, norm_state), x, scale, shift)
+    def block(fused, own):
+        host = own.__globals__[name]
 
-    return unless_compiling(own, with_globals(own, adaln_norm_state=adaln_norm_state))
+        def modulate(norm, x, scale, shift):
+            return host(Deferring(fused, norm), x, scale, shift)
+
+        return unless_compiling(own, with_globals(own, **{name: modulate}))
+
+    return block
+
+
+cosmos_block = modulated_by("adaln_norm_state")
 
 
 def cosmos_qkv(fused, own):
@@ -319,13 +326,7 @@ def kandinsky_qk(fused, own):
     return unless_compiling(own, run)
 
 
-def kandinsky_block(fused, own):
-    host = own.__globals__["apply_scale_shift_norm"]
-
-    def apply_scale_shift_norm(norm, x, scale, shift):
-        return host(Deferring(fused, norm), x, scale, shift)
-
-    return unless_compiling(own, with_globals(own, apply_scale_shift_norm=apply_scale_shift_norm))
+kandinsky_block = modulated_by("apply_scale_shift_norm")
 
 
 WAN, FLUX, COSMOS, KANDINSKY = (f"comfy.ldm.{name}" for name in ("wan.model", "flux", "cosmos", "kandinsky5.model"))

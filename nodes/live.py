@@ -65,7 +65,7 @@ class Live:
     @_never_fatal
     def step(self, step: int, schedule: Schedule, stats: RunStats) -> None:
         """Announce a step at its first evaluation, once, whatever several GPUs or a sampler that goes back (heunpp2) do."""
-        if self._header is None:
+        if self._header is None:  # not worth summing up for nobody
             return
         with self._steps_lock:
             if step <= self._step:
@@ -76,23 +76,22 @@ class Live:
     @_never_fatal
     def end(self, report: RunReport, steps: int, stats: RunStats) -> None:
         """steps: of the sampler; one that another node skipped is not in the report."""
-        if self._header is not None:
-            self._send(totals(report, steps, stats))
+        self._send(totals(report, steps, stats))
 
     @_never_fatal
     def lost(self) -> None:
         """The run is over, and nothing is known of it."""
-        if self._header is not None:
-            self._send({"state": "lost"})
+        self._send({"state": "lost"})
 
     @_never_fatal
     def off(self) -> None:
         """The node passes its model through: what an earlier run said is no longer so."""
-        if self._header is not None:
-            self._send({"state": "off"})
+        self._send({"state": "off"})
 
     def _send(self, body: dict) -> None:
         global _serial
+        if self._header is None:
+            return
         with _lock:
             _serial = max(time.time(), _serial + 1e-6)  # rises over a restart of the server, too
             message = {**self._header, "serial": _serial, **body}

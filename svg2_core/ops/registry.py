@@ -37,21 +37,31 @@ class Backend:
     unsupported: Callable[[Call], Refusal | None]
 
 
-def _triton_unsupported(call: Call) -> Refusal | None:
-    dtypes = (torch.float16, torch.bfloat16)
+# Which of cuda/*.cu a backend of prebuilt kernels loads.
+PREBUILT = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}
+
+
+def triton_refusal(device: torch.device) -> Refusal | None:
+    """Why the pack's Triton kernels cannot run on a device, whatever they compute; None if they can."""
     if torch.version.hip:
         return Refusal(Reason.UNSUPPORTED_DEVICE, "triton: its configurations are for NVIDIA GPUs")
-    if call.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(call.device)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs a GPU of compute capability 8.0, this one has {capability[0]}.{capability[1]}")
     elif os.environ.get("TRITON_INTERPRET") != "1":
-        return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs an NVIDIA GPU, not {call.device.type}")
-    else:
-        dtypes += (torch.float32,)  # without tensor cores fp32 is slower than dense attention; the interpreter tests in it
+        return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs an NVIDIA GPU, not {device.type}")
     missing = _triton_missing()
-    if missing:
-        return Refusal(Reason.NO_BACKEND, f"triton: {missing}")
+    return Refusal(Reason.NO_BACKEND, f"triton: {missing}") if missing else None
+
+
+def _triton_unsupported(call: Call) -> Refusal | None:
+    refused = triton_refusal(call.device)
+    if refused is not None:
+        return refused
+    dtypes = (torch.float16, torch.bfloat16)
+    if call.device.type != "cuda":
+        dtypes += (torch.float32,)  # without tensor cores fp32 is slower than dense attention; the interpreter tests in it
     if call.dtype not in dtypes:
         return Refusal(Reason.UNSUPPORTED_DTYPE, f"triton: {call.dtype} is not float16 or bfloat16")
     if call.head_dim > 128:
@@ -107,12 +117,12 @@ def _prebuilt_unsupported(name: str, call: Call, missing_on: Callable[[torch.dev
 
 def _cuda_missing(device: torch.device) -> str | None:
     """Why the prebuilt kernels cannot be loaded on a GPU; None if they can."""
-    return _source_missing("dynamic_attention_fa2", device)
+    return _source_missing(PREBUILT["cuda"], device)
 
 
 def _cuda_fa3_missing(device: torch.device) -> str | None:
     """The same for the kernels for Hopper."""
-    return _source_missing("dynamic_attention_fa3", device)
+    return _source_missing(PREBUILT["cuda_fa3"], device)
 
 
 def _source_missing(source: str, device: torch.device) -> str | None:
@@ -147,7 +157,7 @@ def implementation(package: str, backend: str) -> ModuleType:
 def _file(package: str, backend: str) -> str:
     if backend == "torch":
         return ".reference"
-    if backend in ("cuda", "cuda_fa3") and not package.endswith(".dynamic_attention"):
+    if backend in PREBUILT and not package.endswith(".dynamic_attention"):
         return ".triton"  # clusters and maps are Triton's; the prebuilt kernels are the attention
     return f".{backend}"
 

@@ -1,7 +1,6 @@
 """Which implementation of these operations serves a tensor: tried on a small case before its first use, retired when it fails."""
 
 import logging
-import os
 import threading
 
 import torch
@@ -28,32 +27,19 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[st
         return None, f"{dtype} is not float16, bfloat16 or float32"
     if requested == "torch" or (requested == "auto" and device.type == "cpu"):
         return "torch", ""
-    why = _triton_unsupported(device)
-    if why is None and (device, dtype) not in _tested:
+    refused = registry.triton_refusal(device)
+    if refused is not None:
+        return None, refused.detail
+    if (device, dtype) not in _tested:
         _first_use(device, dtype)
-    why = why or registry.retired(KEY)
-    return (None, f"triton: {why}") if why else ("triton", "")
+    failed = registry.retired(KEY)
+    return (None, f"triton: {failed}") if failed else ("triton", "")
 
 
 def retire(error: BaseException) -> None:
     """No more Triton kernels of these operations in this process."""
     registry.retire(KEY, error)
     log.warning("SVG2: the fused kernels failed and are out of service; the model's own code goes on (%s)", error)
-
-
-def _triton_unsupported(device: torch.device) -> str | None:
-    if torch.version.hip:
-        return "these kernels are for NVIDIA GPUs"
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return "needs a GPU of compute capability 8.0"
-    elif os.environ.get("TRITON_INTERPRET") != "1":
-        return f"needs an NVIDIA GPU, not {device.type}"
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"not installed ({error})"
-    return None
 
 
 def _first_use(device: torch.device, dtype: torch.dtype) -> None:
