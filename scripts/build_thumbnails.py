@@ -14,13 +14,12 @@ import argparse
 import asyncio
 import io
 import json
-import os
-import shutil
 import sys
 import tempfile
 from itertools import combinations
 from pathlib import Path
 
+import chromium
 import environment
 import host
 from host import ROOT, SetupError
@@ -181,11 +180,11 @@ def main() -> int:
     comfyui = environment.ensure(args.comfyui)
     from workflows.recipes import RECIPES
 
-    chromium = os.environ.get("SVG2_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
+    browser = chromium.find()
+    if browser is None:
         raise SetupError("There is no Chromium: install Debian's chromium, or name one with SVG2_CHROMIUM=PATH.")
     with tempfile.TemporaryDirectory(prefix="svg2-thumbnails-") as base:
-        failed = asyncio.run(build(comfyui, args.names or list(RECIPES), chromium, Path(base), args.output))
+        failed = asyncio.run(build(comfyui, args.names or list(RECIPES), browser, Path(base), args.output))
     if failed:
         print(f"{failed} graphs do not look as they should", file=sys.stderr)
     return 1 if failed else 0

@@ -79,6 +79,22 @@ def host():
     return path
 
 
+@pytest.fixture(scope="module")
+def host_base(host, tmp_path_factory):
+    """A folder below which the host, in this process, writes and reads all its own, while a module's tests run."""
+    import folder_paths
+
+    base = tmp_path_factory.mktemp("host")
+    places = ("output", "temp", "input", "user")
+    before = {place: getattr(folder_paths, f"get_{place}_directory")() for place in places}
+    for place in places:
+        (base / place).mkdir()
+        getattr(folder_paths, f"set_{place}_directory")(str(base / place))
+    yield base
+    for place, folder in before.items():
+        getattr(folder_paths, f"set_{place}_directory")(folder)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """torch.empty returns NaN (or the largest integer), and an operation without a deterministic form raises."""

@@ -1,14 +1,10 @@
 """One server, one Chromium and one event loop for all browser tests; each test opens tabs of its own."""
 
 import asyncio
-import json
-import random
 from pathlib import Path
 
 import editor
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def pytest_collection_modifyitems(items):
@@ -69,13 +65,11 @@ def demo():
     """`demo(steps=..., width=..., ...)`: the demo's workflow as a file's content, small, with a seed nobody has used."""
 
     def make(width=96, height=96, length=17, steps=4, **knobs) -> dict:
-        workflow = json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8"))
-        workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] not in ("Note", "MarkdownNote")]
-        nodes = {node["type"]: node for node in workflow["nodes"]}
+        workflow, nodes = editor.demo()
+        nodes = {node["type"]: node for node in nodes.values()}
         assert {nodes[kind]["id"] for kind in ("SVG2SparseAttention", "KSampler", "SVG2DemoDecode")} == {editor.SVG2, editor.SAMPLER, editor.DECODE}
         nodes["SVG2DemoConditioning"]["widgets_values"][1:4] = [width, height, length]
-        sampler = nodes["KSampler"]["widgets_values"]
-        sampler[0], sampler[2] = random.randrange(2**40), steps
+        nodes["KSampler"]["widgets_values"][2] = steps
         order = ["enabled", "preset", "q_clusters", "k_clusters", "top_p", "warmup_steps", "min_k_ratio", "kmeans_init_iters",
                  "kmeans_iters", "end_percent", "dense_blocks", "min_tokens", "compensation", "backend"]  # fmt: skip
         for name, value in knobs.items():

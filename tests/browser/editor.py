@@ -3,8 +3,8 @@
 import asyncio
 import json
 import os
+import random
 import re
-import shutil
 import sys
 import tempfile
 from contextlib import asynccontextmanager
@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from chromium import find as chromium  # noqa: E402
 from comfy_server import Server  # noqa: E402
 from host import find  # noqa: E402
 
@@ -24,6 +25,9 @@ ADD = """([kind, x, y, links]) => {
     app.rootGraph.add(node); node.pos = [x, y];
     for (const [from, slot, input] of links) at(from).connect(slot, node, node.inputs.findIndex(i => i.name === input));
     return node.id; }"""
+# Gives a node the values of another one of its kind.
+SAME = "([from, to]) => { const at = id => app.rootGraph.getNodeById(id); at(to).widgets.forEach((w, i) => { w.value = at(from).widgets[i].value }) }"
+
 # Complaints of the host itself, on a server with neither its cloud nor its manager.
 NOT_OURS = ("favicon", "api.comfy.org", "Failed to load resource", "firebase", "userdata", "Manager", "GPU stall", "WebGL", "huggingface.co",
             "graph accessed before initialization")
@@ -32,10 +36,13 @@ OURS = ("/extensions/svg2", "/svg2/")  # what the pack serves: a complaint that 
 FIRST_ASKED = re.compile(r"/docs/\w+/[\w-]+\.md")
 
 
-def chromium() -> str | None:
-    """The system's Chromium or Chrome; $SVG2_CHROMIUM names another."""
-    names = (os.environ.get("SVG2_CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+def demo() -> tuple[dict, dict[int, dict]]:
+    """The demo's workflow as its file has it, but for notes and with a seed nobody has used; and its nodes by id."""
+    workflow = json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8"))
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] not in ("Note", "MarkdownNote")]
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    nodes[SAMPLER]["widgets_values"][0] = random.randrange(2**40)
+    return workflow, nodes
 
 
 @asynccontextmanager

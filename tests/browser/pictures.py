@@ -6,7 +6,6 @@ the thumbnail of the demo's workflow.
 
 import asyncio
 import json
-import random
 import sys
 from pathlib import Path
 from urllib.parse import urlencode
@@ -19,17 +18,14 @@ import environment  # noqa: E402
 environment.ensure()
 
 import editor  # noqa: E402
-from editor import ADD, DECODE, SAMPLER, SVG2  # noqa: E402
+from editor import ADD, DECODE, SAME, SAMPLER, SVG2  # noqa: E402
 from PIL import Image  # noqa: E402
 
 
-def workflow(**changes) -> dict:
-    """The demo's workflow; `changes` of the sampler's steps and the video's length."""
-    file = json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8"))
-    file["nodes"] = [node for node in file["nodes"] if node["type"] not in ("Note", "MarkdownNote")]
-    nodes = {node["id"]: node for node in file["nodes"]}
-    nodes[SAMPLER]["widgets_values"][0] = random.randrange(2**40)
-    nodes[SAMPLER]["widgets_values"][2] = changes.get("steps", 20)
+def workflow(steps: int = 20) -> dict:
+    """The demo's workflow with so many steps."""
+    file, nodes = editor.demo()
+    nodes[SAMPLER]["widgets_values"][2] = steps
     return file
 
 
@@ -83,11 +79,7 @@ async def report_and_compare(tab, shot) -> None:
     report = await tab.page.evaluate(ADD, ["SVG2Report", 1500, 0, [[SVG2, 1, "stats"], [SAMPLER, 0, "samples"], [DECODE, 0, "images"]]])
     # The same video, sampled dense, to compare with.
     dense = await tab.page.evaluate(ADD, ["KSampler", 1500, 1400, [[2, 0, "model"], [5, 0, "positive"], [5, 1, "negative"], [5, 2, "latent_image"]]])
-    await tab.page.evaluate(
-        """([from, to]) => { const at = id => app.rootGraph.getNodeById(id);
-           at(to).widgets.forEach((w, i) => { w.value = at(from).widgets[i].value }) }""",
-        [SAMPLER, dense],
-    )
+    await tab.page.evaluate(SAME, [SAMPLER, dense])
     decode = await tab.page.evaluate(ADD, ["SVG2DemoDecode", 1500, 1800, [[dense, 0, "samples"]]])
     compare = await tab.page.evaluate(ADD, ["SVG2Compare", 2300, 0, [[decode, 0, "reference"], [DECODE, 0, "candidate"]]])
     for kind, node in (("SVG2Report", report), ("SVG2Compare", compare)):

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from editor import ADD, DECODE, RENDERERS, SAMPLER, SVG2
+from editor import ADD, DECODE, RENDERERS, SAME, SAMPLER, SVG2
 
 SHOWN = """id => { const node = app.rootGraph.getNodeById(id), box = node.widgets.find(w => w.name === 'svg2_text')?.element;
     return { text: box?.querySelector('pre')?.textContent, link: box?.querySelector('a')?.href }; }"""
@@ -36,8 +36,7 @@ def test_report_and_compare(in_tab, demo, renderer):
         report = await tab.page.evaluate(ADD, ["SVG2Report", 1500, 0, [[SVG2, 1, "stats"], [SAMPLER, 0, "samples"], [DECODE, 0, "images"]]])
         links = [[2, 0, "model"], [5, 0, "positive"], [5, 1, "negative"], [5, 2, "latent_image"]]
         dense = await tab.page.evaluate(ADD, ["KSampler", 1500, 900, links])
-        same = "([from, to]) => { const at = id => app.rootGraph.getNodeById(id); at(to).widgets.forEach((w, i) => { w.value = at(from).widgets[i].value }) }"
-        await tab.page.evaluate(same, [SAMPLER, dense])
+        await tab.page.evaluate(SAME, [SAMPLER, dense])
         decode = await tab.page.evaluate(ADD, ["SVG2DemoDecode", 1500, 1300, [[dense, 0, "samples"]]])
         compare = await tab.page.evaluate(ADD, ["SVG2Compare", 2300, 0, [[decode, 0, "reference"], [DECODE, 0, "candidate"]]])
         await tab.queue()

@@ -6,7 +6,11 @@ import json
 import pytest
 from editor import RENDERERS, SAMPLER, SVG2
 
-REASON = "() => fetch('/history').then(r => r.json())"
+# For the page: turn a knob as a user does, take another seed, copy and paste the SVG2 node (its copy's id).
+TURN = "([id, name, value]) => { const w = app.rootGraph.getNodeById(id).widgets.find(w => w.name === name); w.value = value; w.callback?.(value); }"
+NEW_SEED = "id => { app.rootGraph.getNodeById(id).widgets[0].value += 1; }"
+PASTE = """id => { app.canvas.selectNode(app.rootGraph.getNodeById(id)); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard();
+    return app.rootGraph.nodes.filter(n => n.type === 'SVG2SparseAttention' && n.id != id)[0].id; }"""
 
 
 async def until(read, wanted, seconds=240):
@@ -81,13 +85,12 @@ def test_a_backend_that_is_not_there(in_tab, demo):
 def test_the_preset_says_what_it_implies(in_tab, demo):
     async def test(tab):
         await tab.load(demo())
-        turn = "([id, name, value]) => { const w = app.rootGraph.getNodeById(id).widgets.find(w => w.name === name); w.value = value; w.callback?.(value); }"
-        await tab.page.evaluate(turn, [SVG2, "preset", "paper"])
+        await tab.page.evaluate(TURN, [SVG2, "preset", "paper"])
         text = (await tab.panel(SVG2))["text"]
         assert "paper: top-p 0.9" in text and "no compensation" in text and "k-means 50 + 2" in text
-        await tab.page.evaluate(turn, [SVG2, "top_p", 0.4])
+        await tab.page.evaluate(TURN, [SVG2, "top_p", 0.4])
         assert "top-p" not in (await tab.panel(SVG2))["text"], "no longer the preset's"
-        await tab.page.evaluate(turn, [SVG2, "enabled", False])
+        await tab.page.evaluate(TURN, [SVG2, "enabled", False])
         assert "off" in (await tab.panel(SVG2))["text"]
 
     in_tab(test)
@@ -116,11 +119,7 @@ def test_edits_during_and_after_a_run(in_tab, demo):
     async def test(tab):
         await tab.load(demo())
         done, _ = await run(tab)
-        copy = await tab.page.evaluate(
-            """id => { app.canvas.selectNode(app.rootGraph.getNodeById(id)); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard();
-               return app.rootGraph.nodes.filter(n => n.type === 'SVG2SparseAttention' && n.id != id)[0].id; }""",
-            SVG2,
-        )
+        copy = await tab.page.evaluate(PASTE, SVG2)
         assert (await tab.panel(copy))["state"] == "idle" and (await tab.panel(SVG2))["text"] == done["text"]
         await tab.page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
         await tab.page.wait_for_timeout(800)
@@ -128,7 +127,7 @@ def test_edits_during_and_after_a_run(in_tab, demo):
         # Bypassed: no patch, no message; what the last run said stays.
         heard = len(tab.messages)
         await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).mode = 4 }", SVG2)
-        await tab.page.evaluate("app.rootGraph.getNodeById(6).widgets[0].value += 1")
+        await tab.page.evaluate(NEW_SEED, SAMPLER)
         await tab.queue()
         await tab.idle()
         assert len(tab.messages) == heard
@@ -150,7 +149,7 @@ def test_in_a_subgraph(in_tab, demo, renderer):
     async def test(tab):
         await tab.load(demo())
         await run(tab)
-        await tab.page.evaluate("id => { app.rootGraph.getNodeById(id).widgets[0].value += 1; }", SAMPLER)
+        await tab.page.evaluate(NEW_SEED, SAMPLER)
         host = await tab.page.evaluate(
             "id => { const { node } = app.canvas.graph.convertToSubgraph(new Set([app.rootGraph.getNodeById(id)])); return node.id; }", SVG2
         )
@@ -175,7 +174,7 @@ def test_queued_prompts_and_other_tabs(in_tab, loop, comfyui, chromium, demo):
             await first.load(demo())
             await second.load(demo())
             for _ in range(3):
-                await first.page.evaluate("app.rootGraph.getNodeById(6).widgets[0].value += 1")
+                await first.page.evaluate(NEW_SEED, SAMPLER)
                 await first.queue()
             await first.idle()
             await first.page.wait_for_timeout(500)
@@ -206,10 +205,6 @@ def test_an_image_of_the_workflow_has_no_trace_of_the_panel(in_tab, demo):
     in_tab(test)
 
 
-TURN = "([id, name, value]) => { const w = app.rootGraph.getNodeById(id).widgets.find(w => w.name === name); w.value = value; w.callback?.(value); }"
-NEW_SEED = "id => { app.rootGraph.getNodeById(id).widgets[0].value += 1; }"
-
-
 def test_a_turned_knob_ends_what_the_last_run_said(in_tab, demo):
     async def test(tab):
         await tab.load(demo())
@@ -233,11 +228,7 @@ def test_a_turned_knob_ends_what_the_last_run_said(in_tab, demo):
 def test_a_pasted_node_tells_its_own_knobs(in_tab, demo):
     async def test(tab):
         await tab.load(demo(preset="paper"))
-        copy = await tab.page.evaluate(
-            """id => { app.canvas.selectNode(app.rootGraph.getNodeById(id)); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard();
-               return app.rootGraph.nodes.filter(n => n.type === 'SVG2SparseAttention' && n.id != id)[0].id; }""",
-            SVG2,
-        )
+        copy = await tab.page.evaluate(PASTE, SVG2)
         text = (await tab.panel(copy))["text"]
         assert text.startswith("paper: top-p 0.9") and "by model" in text and "warm-up 20%" not in text
 

@@ -102,3 +102,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def memory(device, tmp_path):
+    """fp16 elements of which only those in use take memory on a CPU. It begins 2^31 before the first tensor: there a
+    wrapped offset finds zeros."""
+    from large import REACH, ROOM
+
+    size = 2**31 + REACH + 8 * ROOM
+    if device.type == "cpu":
+        yield torch.from_file(str(tmp_path / "memory"), shared=True, size=size, dtype=torch.float16)
+        (tmp_path / "memory").unlink()
+    else:
+        if torch.cuda.mem_get_info(device)[0] < 2 * size + 2**30:
+            pytest.skip("needs 11 GB of free GPU memory")
+        yield torch.zeros(size, dtype=torch.float16, device=device)

@@ -7,31 +7,16 @@ import cases
 import pytest
 import torch
 from accuracy import errors
+from large import REACH, ROOM
 from svg2_pack.svg2_core import Layout
 from svg2_pack.svg2_core.ops.dynamic_attention import Tail, dynamic_attention
 from svg2_pack.svg2_core.ops.kmeans import Clusters, cluster_means, kmeans
 
 B, H, N, D, C = 3, 3, 40, 48, 5
 START, VIDEO = 14, 24  # text on both sides; the last of the video and the text after it are past 2^31
-REACH = 2**31 + 2**29  # from a tensor's first element to its last; less than 2^31 is one step: larger strides are 64-bit anyhow
-ROOM = 2**20  # between two tensors that lie interleaved
 
 # Which of batch, head, token and dimension is the far one.
 axes = pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["batch", "head", "token", "dimension"])
-
-
-@pytest.fixture
-def memory(device, tmp_path):
-    """fp16 elements of which only those in use take memory on a CPU. It begins 2^31 before the first tensor: there a
-    wrapped offset finds zeros."""
-    size = 2**31 + REACH + 8 * ROOM
-    if device.type == "cpu":
-        yield torch.from_file(str(tmp_path / "memory"), shared=True, size=size, dtype=torch.float16)
-        (tmp_path / "memory").unlink()
-    else:
-        if torch.cuda.mem_get_info(device)[0] < 2 * size + 2**30:
-            pytest.skip("needs 11 GB of free GPU memory")
-        yield torch.zeros(size, dtype=torch.float16, device=device)
 
 
 def far(memory, axis: int, tensors) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import errors
+from large import REACH, ROOM
 from svg2_pack.svg2_core.ops.norm_rope import MAX_WIDTH, layer_norm, rms_norm, rms_norm_rotary, rotary
 
 EPS = 1e-6
@@ -257,27 +258,11 @@ def test_into_a_part_of_a_tensor(backend, device, pairs):
 
 # Tensors that reach past 2^31 elements, see test_large_offsets.py
 
-REACH = 2**31 + 2**29
-
-
-@pytest.fixture
-def memory(device, tmp_path):
-    """fp16 elements, 2^31 of them before the first that is used: there a wrapped offset finds zeros."""
-    size = 2**31 + REACH + 2**21
-    if device.type == "cpu":
-        yield torch.from_file(str(tmp_path / "memory"), shared=True, size=size, dtype=torch.float16)
-        (tmp_path / "memory").unlink()
-    else:
-        if torch.cuda.mem_get_info(device)[0] < 2 * size + 2**30:
-            pytest.skip("needs 11 GB of free GPU memory")
-        yield torch.zeros(size, dtype=torch.float16, device=device)
-
-
 def far(memory, place: int, near, axis: int):
     """A copy of `near` in `memory` whose elements are far apart along `axis`."""
     strides = list(near.movedim(axis, 0).contiguous().movedim(0, axis).stride())
     strides[axis] = REACH // (near.shape[axis] - 1)
-    view = memory.as_strided(near.shape, strides, 2**31 + place * 2**20)
+    view = memory.as_strided(near.shape, strides, 2**31 + place * ROOM)
     assert strides[axis] < 2**31 < (near.shape[axis] - 1) * strides[axis]
     return view.copy_(near)
 

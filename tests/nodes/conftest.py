@@ -25,3 +25,14 @@ def svg2(host):
         return SVG2SparseAttention.execute(model, **{"min_tokens": 0, **inputs}).result
 
     return patch
+
+
+@pytest.fixture
+def temp(host, tmp_path):
+    """The host's folder for previews, for this test alone."""
+    import folder_paths
+
+    before = folder_paths.get_temp_directory()
+    folder_paths.set_temp_directory(str(tmp_path))
+    yield tmp_path
+    folder_paths.set_temp_directory(before)

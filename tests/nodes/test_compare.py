@@ -14,17 +14,6 @@ NOISE = "two dense attention backends"
 
 
 @pytest.fixture
-def temp(host, tmp_path):
-    """The host's folder for previews, for this test alone."""
-    import folder_paths
-
-    before = folder_paths.get_temp_directory()
-    folder_paths.set_temp_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_temp_directory(before)
-
-
-@pytest.fixture
 def compare(temp):
     """`compare(reference, candidate, **inputs)` -> strip, psnr, ssim, report, having looked at what the node shows."""
     from svg2_pack.nodes.compare import SVG2Compare

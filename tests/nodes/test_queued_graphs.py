@@ -101,17 +101,12 @@ class Queue:
 
 
 @pytest.fixture(scope="module")
-def queue(host, tmp_path_factory):
+def queue(host_base):
     """A Queue of a host that keeps its files in a folder of the tests', and knows the pack and a small model."""
     import comfy.utils
     import folder_paths
 
-    base = tmp_path_factory.mktemp("host")
-    places = ("output", "temp", "input", "user")
-    before = {place: getattr(folder_paths, f"get_{place}_directory")() for place in places}
-    for place in places:
-        (base / place).mkdir()
-        getattr(folder_paths, f"set_{place}_directory")(str(base / place))
+    base = host_base
     weights = dict(tiny_wan.random_wan().model.diffusion_model.state_dict())
     comfy.utils.save_torch_file(weights, str(base / "tiny_wan.safetensors"))
     models, path = folder_paths.get_folder_paths("diffusion_models"), list(sys.path)
@@ -127,8 +122,6 @@ def queue(host, tmp_path_factory):
     yield Queue(base, PromptServer(loop))
     loop.close()
     del PromptServer.instance
-    for place, folder in before.items():
-        getattr(folder_paths, f"set_{place}_directory")(folder)
     folder_paths.folder_names_and_paths["diffusion_models"][0][:] = models
     sys.path[:] = path
 

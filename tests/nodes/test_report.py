@@ -25,17 +25,6 @@ RUN = RunReport(
 
 
 @pytest.fixture
-def temp(host, tmp_path):
-    """The host's folder for previews, for this test alone."""
-    import folder_paths
-
-    before = folder_paths.get_temp_directory()
-    folder_paths.set_temp_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_temp_directory(before)
-
-
-@pytest.fixture
 def show(temp):
     """`show(stats or report, samples, **inputs)` -> pages, summary, what the JSON file holds (None without one)."""
     from svg2_pack.nodes.report import SVG2Report

@@ -50,7 +50,7 @@ def loaded(host):
 
 
 @pytest.fixture(scope="module")
-def queue(loaded, tmp_path_factory):
+def queue(loaded, host_base):
     """A Host that has an empty file in the place of each model, and a small Wan model that runs."""
     import comfy.utils
     import folder_paths
@@ -58,12 +58,7 @@ def queue(loaded, tmp_path_factory):
     from server import PromptServer
     from workflows.host_nodes import object_info
 
-    base = tmp_path_factory.mktemp("workflows")
-    places = ("output", "temp", "input", "user")
-    before = {place: getattr(folder_paths, f"get_{place}_directory")() for place in places}
-    for place in places:
-        (base / place).mkdir()
-        getattr(folder_paths, f"set_{place}_directory")(str(base / place))
+    base = host_base
     (base / "input/example.png").write_bytes((ROOT / "scripts/demo_nodes/bunny.png").read_bytes())
 
     known = {}
@@ -83,7 +78,5 @@ def queue(loaded, tmp_path_factory):
     yield Host(base, object_info(), server)
     loop.close()
     del PromptServer.instance
-    for place, folder in before.items():
-        getattr(folder_paths, f"set_{place}_directory")(folder)
     for directory, folders in known.items():
         folder_paths.folder_names_and_paths[directory][0][:] = folders
