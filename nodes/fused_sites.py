@@ -132,11 +132,8 @@ def modulated(*norms: str) -> Callable[[Fused, Method], Method]:
     return make
 
 
-# Wan
-
-
-def wan_attention(fused, own):
-    """Norms over all heads, then rotary embedding of each."""
+def _rotating(own):
+    """`own`, in which apply_rope1 takes queries or keys whose norm was put off."""
     apply_rope1 = own.__globals__["apply_rope1"]
 
     def rotate(x, freqs):
@@ -144,7 +141,15 @@ def wan_attention(fused, own):
             return x.rotated(freqs, "interleaved", apply_rope1, heads_first=False)
         return apply_rope1(x, freqs)
 
-    rebound = with_globals(own, apply_rope1=rotate)
+    return with_globals(own, apply_rope1=rotate)
+
+
+# Wan
+
+
+def wan_attention(fused, own):
+    """Norms over all heads, then rotary embedding of each."""
+    rebound = _rotating(own)
 
     def run(self, *args, **kwargs):
         norms = {name: Deferring(fused, getattr(self, name)) for name in ("norm_q", "norm_k")}
@@ -311,14 +316,7 @@ def ltx_attention(fused, own):
 
 
 def kandinsky_qk(fused, own):
-    apply_rope1 = own.__globals__["apply_rope1"]
-
-    def rotate(x, freqs):
-        if isinstance(x, Deferred):
-            return x.rotated(freqs, "interleaved", apply_rope1, heads_first=False)
-        return apply_rope1(x, freqs)
-
-    rebound = with_globals(own, apply_rope1=rotate)
+    rebound = _rotating(own)
 
     def run(self, x, freqs, proj_fn, norm_fn):
         return rebound(self, x, freqs, proj_fn, Deferring(fused, norm_fn))
