@@ -13,6 +13,8 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..svg2_core.attention import AttentionResult, default_heads, svg2_attention
+from ..svg2_core.cache import Key
+from ..svg2_core.config import SVG2Config
 from ..svg2_core.layout import Layout
 from ..svg2_core.ops import registry
 from ..svg2_core.reasons import Reason, Refusal
@@ -219,16 +221,20 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     if not (q.dtype == k.dtype == v.dtype):
         return _refuse(run, Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block, call.step)
 
-    keys = [(block, *row, layout.video_len, q.device, call.window) for row in call.rows()]
+    keys = [
+        Key(conditioning, (block, row, layout.video_len, q.device, call.window)) for conditioning, row in call.rows()
+    ]
     watch = run.stats.sparse_watch(q.device)
-    result = _attend(run, q, k, v, layout, keys, scale)
+    config = run.schedule.config_of(number, total)
+    result = _attend(run, q, k, v, layout, config, keys, scale)
     if isinstance(result, Refusal):
         return _refuse(run, result, block, call.step)
     watch.stop()
-    result, backend = result
+    result, backend, cold = result
     for key, entry in zip(keys, result.centroids, strict=False):
         run.cache.put(key, entry)
-    run.stats.sparse_call(call.step, block, layout.video_len, result.density, backend)
+    run.stats.sparse_call(call.step, block, layout.video_len, result, backend, cold)
+    _remark(run, config, backend)
     if call.step == run.schedule.last_sparse_step:
         run.stats.clusters(block, result.groups, call.grid)
     return result.out
@@ -241,8 +247,31 @@ def _refuse(run: Run, refusal: Refusal, block: str | None, step: int | None = No
     return refusal
 
 
-def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[AttentionResult, str] | Refusal:
-    """Try backends until one answers; memory shortage is retried with fewer heads at a time."""
+def _remark(run: Run, config: SVG2Config, backend: str) -> None:
+    """Say what runs sparse, but not as the settings ask."""
+    served = config.for_backend(registry.has_far_field(backend))
+    if served.compensation != config.compensation or (served.density is None) != (config.density is None):
+        what = "centroids stand in" if served.compensation == "centroid" else "nothing stands in"
+        sentence = (
+            f"backend {backend} has no far field of first order and no choice by density yet: "
+            f"pairs are chosen by top_p {served.top_p:g}, and {what} for the others"
+        )
+        if run.stats.remark("no_far_field", sentence):
+            log.warning("SVG2: %s", sentence)
+    if run.cache.refused:
+        sentence = (
+            f"not all clusters fit into the {run.cache.limit_bytes / 2**20:.0f} MiB kept between steps: "
+            "the blocks left out start anew at each step, which takes longer"
+        )
+        if run.stats.remark("cache_full", sentence):
+            log.warning("SVG2: %s", sentence)
+
+
+def _attend(
+    run: Run, q, k, v, layout: Layout, config: SVG2Config, keys: list[Key], scale
+) -> tuple[AttentionResult, str, bool] | Refusal:
+    """Try backends until one answers: -> result, its backend, whether any row started cold. Memory shortage is retried with
+    fewer heads at a time."""
     while True:
         warm = [run.cache.get(key) for key in keys] or None
         backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
@@ -250,13 +279,13 @@ def _attend(run: Run, q, k, v, layout: Layout, keys: list, scale) -> tuple[Atten
             return backend
         heads = run.heads_at_a_time.get(q.device)
         try:
-            result = svg2_attention(q, k, v, layout, run.settings.config, warm, scale=scale, backend=backend, heads_at_a_time=heads)
-            return result, backend
+            result = svg2_attention(q, k, v, layout, config, warm, scale=scale, backend=backend, heads_at_a_time=heads)
+            return result, backend, warm is None or any(past is None for past in warm)
         except Exception as error:
             if comfy.model_management.is_oom(error) or "can't allocate memory" in str(error):  # the latter is the CPU's
                 if run.cache.drop(q.device):
                     continue
-                heads = heads or default_heads(q, layout, run.settings.config)
+                heads = heads or default_heads(q, layout, config)
                 if heads == 1:
                     return Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0])
                 # Another thread may have halved it meanwhile: that it did so is no reason to give up.

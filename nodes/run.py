@@ -8,6 +8,7 @@ import torch
 
 from ..svg2_core.cache import CentroidCache
 from ..svg2_core.config import SVG2Config
+from ..svg2_core.ops import registry
 from ..svg2_core.schedule import Schedule
 from ..svg2_core.stats import RunStats, StatsHandle
 from .live import Live
@@ -66,13 +67,15 @@ class Run:
 
     def effective_settings(self) -> dict[str, object]:
         """What this run goes by, by the names of the node's inputs: knobs at auto resolved, clusters for its longest sequence."""
-        config, tokens = self.settings.config, self.stats.tokens
+        backend, tokens = self.stats.backend, self.stats.tokens
+        config = self.settings.config.for_backend(backend is None or registry.has_far_field(backend))
         q_clusters, k_clusters = config.cluster_counts(tokens) if tokens else (config.q_clusters, config.k_clusters)
         return {
             "preset": self.settings.preset,
             "q_clusters": q_clusters,
             "k_clusters": k_clusters,
-            "top_p": config.top_p,
+            "density": config.density,
+            "top_p": config.top_p if config.density is None else None,
             "warmup_steps": self.schedule.warmup_steps,
             "min_k_ratio": config.min_k_ratio,
             "kmeans_init_iters": config.kmeans_init_iters,
@@ -81,5 +84,5 @@ class Run:
             "dense_blocks": config.dense_blocks,
             "min_tokens": config.min_tokens,
             "compensation": config.compensation,
-            "backend": self.stats.backend or self.settings.backend,
+            "backend": backend or self.settings.backend,
         }

@@ -42,10 +42,10 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Int.Input("q_clusters", optional=True, default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of query tokens per head. 0: auto, grows with the number of tokens."),
                 io.Int.Input("k_clusters", optional=True, default=0, min=0, max=MAX_CLUSTERS, tooltip="Groups of key tokens per head. 0: auto, grows with the number of tokens."),
                 io.Float.Input("top_p", optional=True, default=0.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="Share of the attention mass that is computed exactly. Higher: closer to dense, slower. 1: all of it, equals dense. 0: auto."),
+                    tooltip="The paper's rule in place of density: share of the attention mass that is computed exactly. Higher: closer to dense, slower. 1: equals dense. 0: auto."),
                 io.Int.Input("warmup_steps", optional=True, default=-1, min=-1, max=10000, tooltip="Leading steps kept dense, in the sampler that begins the generation. -1: auto."),
                 io.Float.Input("min_k_ratio", optional=True, default=-1.0, min=-1.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="Least share of the key groups computed exactly for each query group. -1: auto."),
+                    tooltip="With top_p: least share of the key groups computed exactly for each query group. -1: auto."),
                 io.Int.Input("kmeans_init_iters", optional=True, default=0, min=0, max=1000, advanced=True, tooltip="k-means iterations at a block's first sparse step. 0: auto."),
                 io.Int.Input("kmeans_iters", optional=True, default=0, min=0, max=1000, advanced=True, tooltip="k-means iterations at each later step. 0: auto."),
                 io.Float.Input("end_percent", optional=True, default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
@@ -54,11 +54,14 @@ class SVG2SparseAttention(io.ComfyNode):
                     tooltip='Transformer blocks kept dense, such as "0-2,-1" (negative counts from the last). Empty: none.'),
                 io.Int.Input("min_tokens", optional=True, default=-1, min=-1, max=2**24, advanced=True, tooltip="Shorter sequences stay dense: there is nothing to gain. -1: auto."),
                 io.Combo.Input("compensation", optional=True, options=["auto", *COMPENSATION], default="auto", advanced=True,
-                    tooltip="centroid: the mean of a skipped group stands in for its members. off: skipped groups are dropped, as in the paper."),
+                    tooltip="What stands in for skipped groups. first_order: their mass, and how their mean value moves with the query. centroid: their mean alone. off: nothing, as in the paper."),
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
                     tooltip="Which kernels compute the sparse calls. auto: the first that this GPU supports, in the order that measurements gave; nothing is measured yet, so Triton comes first."),
                 io.Combo.Input("dense_attention", optional=True, options=["auto", "flash"], default="auto", advanced=True,
                     tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
+                # Last: files keep the values of a node's inputs by their places.
+                io.Float.Input("density", optional=True, default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the pairs of video tokens that is computed exactly; pairs are chosen by the error of leaving them out. Higher: closer to dense, slower. 1: equals dense. 0: auto. Not together with top_p."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             # Two nodes with the same knobs on the same model each report what they did; the host's cache would make them one.
@@ -88,9 +91,16 @@ class SVG2SparseAttention(io.ComfyNode):
         compensation="auto",
         backend="auto",
         dense_attention="auto",
+        density=0.0,
     ) -> io.NodeOutput:
+        if density and top_p:
+            raise ValueError(
+                f"density and top_p: {density:g} and {top_p:g} are two rules for the same choice; set one and leave the other at 0 (auto)"
+            )
+        base = preset_config(preset, preset_family(model))
         config = build_config(
-            preset_config(preset, preset_family(model)),
+            replace(base, density=None) if top_p else base,  # top_p set: pairs are chosen by mass
+            density=(density, 0),
             q_clusters=(q_clusters, 0),
             k_clusters=(k_clusters, 0),
             top_p=(top_p, 0),

@@ -1,4 +1,4 @@
-"""One call of the algorithm, read top to bottom like the paper: cluster, map, attend."""
+"""One call of the algorithm, read top to bottom: cluster, moments, select, near field, far field."""
 
 from dataclasses import dataclass
 
@@ -6,27 +6,39 @@ import torch
 
 from .cache import Centroids
 from .cluster_picture import Groups
+from .clustering import cluster
 from .config import SVG2Config
+from .exact_rows import exact_rows, foreseen_error, squared_error
 from .layout import Layout
-from .ops.block_map import block_map
+from .ops import registry
 from .ops.dynamic_attention import Tail, dynamic_attention
-from .ops.kmeans import Clusters, cluster_means, kmeans
+from .ops.far_field import far_field
+from .ops.kmeans import Clusters, cluster_means
+from .ops.moments import Moments, moments
+from .ops.near_field import near_field
+from .ops.select import select_by_error, select_by_mass
 from .ops.workspace import heads_that_fit
-
-_QUERY, _KEY = 0, 1
 
 
 @dataclass(frozen=True)
 class AttentionResult:
-    """out `[B, H, N, D]` in q's dtype; density: 0-d fp32 tensor on the device; centroids: one entry per batch row.
+    """One answered call.
 
+    out `[B, H, N, D]` in q's dtype; centroids: one entry per batch row, for the next step's `warm`;
     groups: how the tokens were grouped, as far as a picture of it needs.
+    0-d fp32 tensors on the device: density, pairs computed exactly over all pairs; error, the relative L2 error against
+    dense attention on a few rows that were answered exactly too; expected_error, the same as the moments foretell it, not
+    to scale. The last two are None where the backend or the settings have no such thing.
+    text_share: how much of the density is pairs with a text token, all of which are exact.
     """
 
     out: torch.Tensor
     density: torch.Tensor
     centroids: list[Centroids]
     groups: Groups
+    error: torch.Tensor | None = None
+    expected_error: torch.Tensor | None = None
+    text_share: float = 0.0
 
 
 def svg2_attention(
@@ -45,10 +57,13 @@ def svg2_attention(
 
     warm: per batch row, the centroids this row's last call returned, or None for a cold start.
     scale: of the logits; default 1 / sqrt(D). heads_at_a_time: split the call by heads to need less memory.
+    A backend without the stages of the far field serves what `config.for_backend` makes of the settings.
 
     Raises ValueError where shapes disagree or a cluster count exceeds the number of video tokens.
-    Source: SVG2 (arXiv 2505.18875), algorithm 1; compensation is this project's.
+    Source: SVG2 (arXiv 2505.18875), algorithm 1; the metric, the moments, the rule of errors and the far field are this
+    project's.
     """
+    config = config.for_backend(registry.has_far_field(backend))
     warm = [None] * q.shape[0] if warm is None else warm
     _check(q, k, v, layout, config, warm, heads_at_a_time)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -57,13 +72,18 @@ def svg2_attention(
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
     with torch.cuda.device_of(q):  # Triton launches on the current device
         parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
-    shares = [density * (heads.stop - heads.start) / q.shape[1] for (density, *_), heads in zip(parts, chunks, strict=True)]
-    rows = zip(*(centroids for _, centroids, _ in parts), strict=True)
+    rows = zip(*(part.centroids for part in parts), strict=True)
+    pairs = torch.cat([part.pairs for part in parts], 1)
+    tokens, video = q.shape[2], layout.video_len
+    text_share = (tokens**2 - video**2) / tokens**2
     return AttentionResult(
         out=out,
-        density=sum(shares[1:], shares[0]),
-        centroids=[Centroids(torch.cat([e.q for e in row]), torch.cat([e.k for e in row])) for row in rows],
-        groups=Groups.of_chunks([groups for *_, groups in parts]),
+        density=(pairs.mean() / tokens**2 + text_share).float(),
+        centroids=[Centroids.cat(row) for row in rows],
+        groups=Groups.of_chunks([part.groups for part in parts]),
+        error=_relative([part.error for part in parts]),
+        expected_error=_relative([part.expected_error for part in parts]),
+        text_share=text_share,
     )
 
 
@@ -91,67 +111,92 @@ def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
     return min(fit, q.shape[1])
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> tuple[torch.Tensor, list[Centroids], Groups]:
-    """Answer some heads of the call into their part of `out`; their density, centroids and groups."""
+@dataclass(frozen=True)
+class _Part:
+    """What some heads came to. pairs of video tokens computed exactly, fp64 `[B, heads]`; errors as squared error and squared
+    norm, fp32 `[B, heads, 2]`."""
+
+    centroids: list[Centroids]
+    groups: Groups
+    pairs: torch.Tensor
+    error: torch.Tensor | None = None
+    expected_error: torch.Tensor | None = None
+
+
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
+    """Answer some heads of the call into their part of `out`."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
-    c_q, c_k = config.cluster_counts(layout.video_len)
-    video = layout.video
+    video = [x[:, :, layout.video] for x in (q, k, v)]
 
     # 1. Queries and keys are grouped by meaning, each on its own.
-    q_groups = _cluster(q[:, :, video], c_q, [w and w.q[heads] for w in warm], config, _QUERY, heads.start, backend)
-    k_groups = _cluster(k[:, :, video], c_k, [w and w.k[heads] for w in warm], config, _KEY, heads.start, backend)
+    warm = [None if w is None else w.of_heads(heads) for w in warm]
+    q_groups, k_groups, centroids = cluster(*video[:2], warm, config, scale=scale, first_head=heads.start, backend=backend)
+    groups, of_groups = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
+    if not registry.has_far_field(backend):
+        selected = centroids_alone(q, k, v, out, q_groups, k_groups, layout, config, **of_groups)
+        return _Part(centroids, groups, exact_pairs(q_groups, k_groups, selected))
 
-    # 2. The centroids' scores say which pairs of groups matter.
-    selected = block_map(
+    # 2. What is known of the groups, and of pairs of groups, without a look at pairs of tokens.
+    known = None
+    if config.needs_moments:
+        directions = min(config.variance_directions, q.shape[3])
+        known = moments(*video, q_groups, k_groups, directions=directions, **of_groups)
+    elif config.compensation == "centroid" and not config.selects_all:
+        known = Moments(cluster_means(video[2], k_groups, backend=backend))
+
+    # 3. Which pairs matter.
+    foreseen = None
+    if config.selects_by_error:
+        selected, foreseen = select_by_error(
+            q_groups, k_groups, known, density=config.density, dropped=config.compensation == "off", **of_groups
+        )
+    else:
+        top_p = 1.0 if config.selects_all else config.top_p
+        selected = select_by_mass(q_groups, k_groups, top_p=top_p, min_k_ratio=config.min_k_ratio, **of_groups)
+
+    # 4. The near field: exact attention over those.
+    _, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, out=out, **of_groups)
+
+    # 5. The far field: the others are represented, and weigh what they would.
+    exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=heads.start)
+    if known is not None:
+        order = 1 if config.compensation == "first_order" else 0
+        far_field(
+            q, k, v, out, logsumexp, q_groups, k_groups, known, selected,
+            layout=layout, order=order, exact=exact, **of_groups,
+        )  # fmt: skip
+    return _Part(
+        centroids, groups, exact_pairs(q_groups, k_groups, selected), squared_error(exact, out, layout),
+        None if foreseen is None else foreseen_error(exact, foreseen),
+    )  # fmt: skip
+
+
+def centroids_alone(q, k, v, out, q_groups, k_groups, layout, config, *, scale, backend) -> torch.Tensor:
+    """Steps 2 to 5 on a backend whose kernel does all in one: the rule of mass, and centroids for what is skipped. -> map"""
+    selected = select_by_mass(
         q_groups, k_groups, top_p=config.top_p, min_k_ratio=config.min_k_ratio, scale=scale, backend=backend
     )
-
-    # 3. A skipped key group is represented by its centroid: n keys at one place weigh like one key with logit + log n.
     tail = None
-    if config.compensation == "centroid" and config.top_p < 1:
-        tail = Tail(
-            keys=k_groups.centroids,
-            values=cluster_means(v[:, :, video], k_groups, backend=backend),
-            biases=k_groups.sizes.float().log(),
-        )
-
-    # 4. Exact attention over the selected pairs.
+    if config.compensation != "off" and config.top_p < 1:
+        # n keys at one place weigh like one key with logit + log n.
+        values = cluster_means(v[:, :, layout.video], k_groups, backend=backend)
+        tail = Tail(keys=k_groups.centroids, values=values, biases=k_groups.sizes.float().log())
     dynamic_attention(
         q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, out=out, backend=backend
     )
-    centroids = [Centroids.pack(a, b) for a, b in zip(q_groups.centroids, k_groups.centroids, strict=True)]
-    return density(q_groups, k_groups, selected, q.shape[2]), centroids, Groups.of(q_groups, k_groups)
+    return selected
 
 
-def _cluster(x, n_clusters, warm, config, role, first_head, backend) -> Clusters:
-    """Cluster each row from its own past: rows that have one take few iterations, the others start cold."""
-
-    def fits(centroids: torch.Tensor | None) -> bool:
-        return centroids is not None and centroids.shape == (x.shape[1], n_clusters, x.shape[3])
-
-    def run(rows: torch.Tensor, init: torch.Tensor | None) -> Clusters:
-        iterations = config.kmeans_init_iters if init is None else config.kmeans_iters
-        return kmeans(
-            rows, n_clusters, iterations=iterations, init=init,
-            seed=config.seed, role=role, first_head=first_head, backend=backend,
-        )  # fmt: skip
-
-    has_past = [fits(w) for w in warm]
-    if not any(has_past):
-        return run(x, None)
-    if all(has_past):
-        return run(x, torch.stack(warm).float())
-    rows = [run(x[i : i + 1], warm[i][None].float() if has_past[i] else None) for i in range(x.shape[0])]
-    return Clusters(*(torch.cat(field) for field in zip(*rows, strict=True)))
-
-
-def density(q_groups: Clusters, k_groups: Clusters, selected: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Query-key pairs computed exactly over all pairs, mean over rows and heads: 0-d fp32 tensor on the device.
-
-    Pairs with a text query or a text key are all exact; stand-ins are not counted.
-    """
-    video = q_groups.order.shape[-1]
+def exact_pairs(q_groups: Clusters, k_groups: Clusters, selected: torch.Tensor) -> torch.Tensor:
+    """Pairs of video tokens that the map computes: fp64 `[B, H]`."""
     keys = torch.where(selected, k_groups.sizes[:, :, None], 0).sum(-1)
     # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
-    pairs = q_groups.sizes.double() * keys
-    return ((pairs.sum(-1).mean() + tokens**2 - video**2) / tokens**2).float()
+    return (q_groups.sizes.double() * keys).sum(-1)
+
+
+def _relative(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Relative L2 error of a call from its heads' squares."""
+    if parts[0] is None:
+        return None
+    error, norm = torch.cat(parts, 1).double().sum((0, 1))
+    return (error / norm).sqrt().float()

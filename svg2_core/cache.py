@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,18 +12,42 @@ DEFAULT_LIMIT_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Centroids:
-    """Centroids of one batch row of one block: `q` `[H, Cq, D]` and `k` `[H, Ck, D]`, fp16."""
+    """What one batch row of one block carries to the next step, all fp16.
+
+    q `[H, Cq, W]`, k `[H, Ck, W]`: centroids in the space in which clusters are made. q_projection, k_projection
+    `[H, D, W]`: what takes tokens there; None where that is the tokens' own space.
+    """
 
     q: torch.Tensor
     k: torch.Tensor
+    q_projection: torch.Tensor | None = None
+    k_projection: torch.Tensor | None = None
 
     @staticmethod
-    def pack(q: torch.Tensor, k: torch.Tensor) -> "Centroids":
-        return Centroids(_to_fp16(q), _to_fp16(k))
+    def pack(q, k, q_projection=None, k_projection=None) -> "Centroids":
+        return Centroids(*(None if x is None else _to_fp16(x) for x in (q, k, q_projection, k_projection)))
+
+    @staticmethod
+    def cat(parts: tuple["Centroids", ...]) -> "Centroids":
+        """Of all heads, from chunks of them in order."""
+        fields = zip(*((part.q, part.k, part.q_projection, part.k_projection) for part in parts), strict=True)
+        return Centroids(*(None if field[0] is None else torch.cat(field) for field in fields))
+
+    def of_heads(self, heads: slice) -> "Centroids":
+        return Centroids(*(None if x is None else x[heads] for x in self._tensors()))
+
+    def projections_for(self, x: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Those of queries and keys, if they take tokens x `[H, N, D]` into `rank` directions."""
+        projections = (self.q_projection, self.k_projection)
+        fit = all(p is not None and p.shape == (x.shape[0], x.shape[2], rank) for p in projections)
+        return projections if fit else None
 
     @property
     def nbytes(self) -> int:
-        return self.q.nbytes + self.k.nbytes
+        return sum(x.nbytes for x in self._tensors() if x is not None)
+
+    def _tensors(self) -> tuple[torch.Tensor | None, ...]:
+        return self.q, self.k, self.q_projection, self.k_projection
 
 
 def _to_fp16(x: torch.Tensor) -> torch.Tensor:
@@ -31,8 +56,15 @@ def _to_fp16(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(-limit, limit).half()
 
 
+class Key(NamedTuple):
+    """Whose past it is: of a place (block, row, tokens, device, ...) under one of the conditionings that are evaluated there."""
+
+    conditioning: Hashable
+    place: Hashable
+
+
 class CentroidCache:
-    """Maps a key (block, conditioning, row, ...) to its last centroids, within `limit_bytes`.
+    """Maps a key to its last centroids, within `limit_bytes`.
 
     When full, entries that no call of this step or the last one used are dropped (a moving context window leaves them
     behind). If that is not enough the new entry is refused, and its block starts cold each step: steady, where evicting
@@ -43,33 +75,53 @@ class CentroidCache:
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES):
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self.refused = 0  # entries that did not fit
         self.now = 0  # the current sampling step; the run sets it
-        self._entries: dict[Hashable, Centroids] = {}
-        self._used_at: dict[Hashable, int] = {}
+        self._entries: dict[Key, Centroids] = {}
+        self._used_at: dict[Key, int] = {}
+        self._since: dict[Key, int] = {}  # the step of its first entry
+        self._siblings: dict[Hashable, dict[Hashable, None]] = {}  # of a place: its conditionings, the oldest first
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable) -> Centroids | None:
-        with self._lock:
-            if key in self._entries:
-                self._used_at[key] = self.now
-            return self._entries.get(key)
+    def get(self, key: Key) -> Centroids | None:
+        """The key's own past; without one, that of another conditioning at its place, known since an earlier step.
 
-    def put(self, key: Hashable, entry: Centroids) -> None:
+        Of an earlier step, for in one step the conditionings may come in one batch or one after the other, as memory allows:
+        the result must not depend on it.
+        """
         with self._lock:
+            found = key if key in self._entries else None
+            for conditioning in self._siblings.get(key.place, ()) if found is None else ():
+                sibling = Key(conditioning, key.place)
+                if self._since[sibling] < self.now:
+                    found = sibling
+                    break
+            if found is None:
+                return None
+            self._used_at[found] = self.now
+            return self._entries[found]
+
+    def put(self, key: Key, entry: Centroids) -> None:
+        with self._lock:
+            since = self._since.get(key, self.now)
             self._remove(key)
             if self.used_bytes + entry.nbytes > self.limit_bytes:
                 for stale in [k for k, step in self._used_at.items() if step < self.now - 1]:
                     self._remove(stale)
             if self.used_bytes + entry.nbytes > self.limit_bytes:
+                self.refused += 1
                 return
             self._entries[key] = entry
-            self._used_at[key] = self.now
+            self._used_at[key], self._since[key] = self.now, since
+            self._siblings.setdefault(key.place, {})[key.conditioning] = None
             self.used_bytes += entry.nbytes
 
-    def _remove(self, key: Hashable) -> None:
+    def _remove(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
-            del self._used_at[key]
+            del self._used_at[key], self._since[key], self._siblings[key.place][key.conditioning]
+            if not self._siblings[key.place]:
+                del self._siblings[key.place]
             self.used_bytes -= entry.nbytes
 
     def drop(self, device: torch.device) -> bool:
@@ -82,8 +134,8 @@ class CentroidCache:
 
     def clear(self) -> None:
         with self._lock:
-            self._entries.clear()
-            self._used_at.clear()
+            for kept in (self._entries, self._used_at, self._since, self._siblings):
+                kept.clear()
             self.used_bytes = 0
 
     def __len__(self) -> int:

@@ -2,10 +2,10 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-COMPENSATION = ("off", "centroid")
+COMPENSATION = ("off", "centroid", "first_order")
 MAX_CLUSTERS = 8192  # more than the kernels' counters fit into the shared memory of a GPU
 
 
@@ -13,12 +13,18 @@ MAX_CLUSTERS = 8192  # more than the kernels' counters fit into the shared memor
 class SVG2Config:
     """Settings of the algorithm.
 
-    top_p: share of the (estimated) attention mass that the selected key clusters of a query cluster reach; >= 1 selects all.
-    min_k_ratio: least share of the key clusters selected per query cluster.
+    density: share of the pairs of video tokens computed exactly, chosen by the error of leaving pairs out; >= 1 selects all;
+        None: pairs are chosen by top_p. In a model it is the mean over the blocks, see `of_block`.
+    top_p: the paper's rule, where density is None: share of the (estimated) attention mass that the selected key clusters of a query cluster reach; >= 1 selects all.
+    min_k_ratio: with top_p, least share of the key clusters selected per query cluster.
     q_clusters, k_clusters: fixed counts, or None to follow the number of video tokens N:
         q = q_clusters_per_sqrt_token * sqrt(N), k = min(N / tokens_per_k_cluster, max_k_clusters).
     kmeans_init_iters, kmeans_iters: Lloyd iterations at the first use of a block in a run, and at each later step.
-    compensation: "centroid" lets the centroid of a skipped key cluster stand in for its members; "off" drops them (the paper).
+    metric_directions: clusters are made in the metric of the logits, in so many of its directions; 0: in the tokens' own space.
+    variance_directions: of the within-cluster variance of keys, in so many directions the far field of first order follows it.
+    compensation: of what is skipped. "first_order": each key cluster's mass, and how its values move with the query;
+        "centroid": its centroid stands in for its members; "off" drops them (the paper).
+    first_block_share: how many times the density of the mean the first block of a model is given.
     warmup_steps: leading sampling steps kept dense, or None for warmup_fraction of the steps (at least one if > 0).
     end_percent: share of the sampling steps after which attention is dense again.
     dense_blocks: transformer blocks kept dense, such as "0-2,-1"; "" for none.
@@ -28,6 +34,7 @@ class SVG2Config:
     Raises ValueError naming the field and what it accepts.
     """
 
+    density: float | None = None
     top_p: float = 0.9
     min_k_ratio: float = 0.1
     q_clusters: int | None = None
@@ -37,7 +44,10 @@ class SVG2Config:
     max_k_clusters: int = 1000
     kmeans_init_iters: int = 10
     kmeans_iters: int = 2
-    compensation: str = "centroid"
+    metric_directions: int = 32
+    variance_directions: int = 16
+    compensation: str = "first_order"
+    first_block_share: float = 1.0
     warmup_steps: int | None = None
     warmup_fraction: float = 0.2
     end_percent: float = 1.0
@@ -46,6 +56,8 @@ class SVG2Config:
     seed: int = 0
 
     def __post_init__(self):
+        share = self.density
+        _require(share is None or 0 < share <= 1, "density", "a number above 0 and at most 1", share)
         _require(0 < self.top_p <= 1, "top_p", "a number above 0 and at most 1", self.top_p)
         _require(0 <= self.min_k_ratio <= 1, "min_k_ratio", "a number from 0 to 1", self.min_k_ratio)
         for name in ("q_clusters", "k_clusters"):
@@ -57,7 +69,11 @@ class SVG2Config:
         for name in ("max_k_clusters", "kmeans_init_iters", "kmeans_iters"):
             value = getattr(self, name)
             _require(_whole(value) and value >= 1, name, "a whole number of at least 1", value)
+        for name in ("metric_directions", "variance_directions"):
+            value = getattr(self, name)
+            _require(_whole(value) and value >= 0, name, "0 or more directions", value)
         _require(self.compensation in COMPENSATION, "compensation", " or ".join(COMPENSATION), self.compensation)
+        _require(self.first_block_share > 0, "first_block_share", "a positive number", self.first_block_share)
         steps = self.warmup_steps
         _require(steps is None or (_whole(steps) and steps >= 0), "warmup_steps", "0 or more steps", steps)
         _require(0 <= self.warmup_fraction <= 1, "warmup_fraction", "a number from 0 to 1", self.warmup_fraction)
@@ -70,6 +86,43 @@ class SVG2Config:
         q = round(self.q_clusters_per_sqrt_token * math.sqrt(tokens))
         k = min(round(tokens / self.tokens_per_k_cluster), self.max_k_clusters)
         return self.q_clusters or min(max(1, q), tokens), self.k_clusters or min(max(1, k), tokens)
+
+
+    @property
+    def selects_by_error(self) -> bool:
+        """Whether pairs are chosen by density, the rule of errors."""
+        return self.density is not None and self.density < 1
+
+    @property
+    def selects_all(self) -> bool:
+        """Whether every pair is computed: nothing is left to represent."""
+        return (self.top_p if self.density is None else self.density) >= 1
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.selects_by_error or (self.compensation == "first_order" and not self.selects_all)
+
+    def for_backend(self, far_field: bool) -> "SVG2Config":
+        """What a backend serves: one without the far field's stages clusters tokens in their own space, chooses pairs by mass
+        (top_p) and has no more than centroids to stand in for the others."""
+        if far_field:
+            return self
+        top_p = 1.0 if self.selects_all else self.top_p
+        compensation = "off" if self.compensation == "off" else "centroid"
+        return replace(self, density=None, top_p=top_p, compensation=compensation, metric_directions=0)
+
+    def of_block(self, number: int, total: int | None) -> "SVG2Config":
+        """The settings of a model's block (0-based, of `total` that are not kept dense): density is shared out.
+
+        The first block gets first_block_share times the mean, the others what then makes the mean; but never less than half
+        of it, so that in a model of few blocks the first one gets less. Where the total is not known all get the mean.
+        """
+        if self.density is None or self.density >= 1 or self.first_block_share == 1 or total is None or total < 2:
+            return self
+        share = min(self.first_block_share, (total + 1) / 2, 1 / self.density)
+        if number > 0:
+            share = (total - share) / (total - 1)
+        return replace(self, density=min(1.0, share * self.density))
 
 
 def _require(ok: bool, name: str, accepts: str, value) -> None:

@@ -23,6 +23,7 @@ _PAPER = SVG2Config(
     max_k_clusters=1000,
     kmeans_init_iters=50,
     kmeans_iters=2,
+    metric_directions=0,
     compensation="off",
     warmup_fraction=0.2,
     dense_blocks="0",
@@ -39,22 +40,24 @@ _PAPER = SVG2Config(
 #   the most. Query clusters of half to twice the paper's rule: 34.9 to 35.1 dB.
 # - k-means with 2 + 1, 10 + 2, 50 + 2 iterations: 34.8 / 35.1 / 35.0 dB.
 _BALANCED = SVG2Config(
+    density=0.05,
     top_p=0.5,
     min_k_ratio=0.03,
     q_clusters_per_sqrt_token=1.09,
     tokens_per_k_cluster=32.0,
     max_k_clusters=1000,
-    kmeans_init_iters=10,
-    kmeans_iters=2,
-    compensation="centroid",
-    warmup_fraction=0.1,
-    dense_blocks="0",
+    kmeans_init_iters=8,
+    kmeans_iters=1,
+    compensation="first_order",
+    warmup_fraction=0.0,
+    dense_blocks="",
+    first_block_share=6.0,
 )
 
 _COMMON = {
-    "quality": replace(_BALANCED, top_p=0.7, warmup_fraction=0.2),
+    "quality": replace(_BALANCED, density=0.1, top_p=0.7),
     "balanced": _BALANCED,
-    "turbo": replace(_BALANCED, top_p=0.3),
+    "turbo": replace(_BALANCED, density=0.02, top_p=0.3),
 }
 
 _BY_FAMILY = {

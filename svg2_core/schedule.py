@@ -73,3 +73,10 @@ class Schedule:
         if in_block_ranges(parse_block_ranges(self.config.dense_blocks), block, total):
             return Reason.DENSE_BLOCK
         return None
+
+    def config_of(self, block: int, total: int | None) -> SVG2Config:
+        """The settings of a sparse block (0-based, of `total`): its share of the density."""
+        if total is None or self.dense_block(0, total) is not None:
+            return self.config  # where the first block is dense the others share equally
+        sparse = sum(self.dense_block(other, total) is None for other in range(total))
+        return self.config.of_block(block, sparse)

@@ -1,13 +1,16 @@
 """What ran and why: counters during a run, an immutable report after it."""
 
+import math
 import statistics
 import threading
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
+from .attention import AttentionResult
 from .cluster_picture import ClusterPicture, Groups
 from .reasons import Reason
 from .stopwatch import Stopwatch
@@ -31,9 +34,13 @@ class StepReport:
 class RunReport:
     """One finished sampling run.
 
-    tokens: longest sequence of video tokens seen; density: mean over sparse calls, None if there were none;
+    tokens: longest sequence of video tokens seen; density: mean over sparse calls, None if there were none; text_share: how
+    much of it is pairs with a text token, which are all exact; error: mean over sparse calls of the relative L2 error of
+    attention on a few exact rows, None where the backend does not measure it;
+    cold_calls: sparse calls after the first sparse step that had no past to start clusters from;
     sparse_share: sparse calls over all video self-attention calls; dense_calls: count by reason name;
     density_by_block_and_step: rows follow block_labels, columns follow steps, None where the block ran dense;
+    error_by_block_and_step: the error there; expected_error_by_block_and_step: what the moments foretold, a ranking, not to scale;
     reasons_by_block_and_step: the name of the reason there, None where it ran sparse or not at all;
     settings: what the run went by, knobs at auto resolved; device: its type, such as "cuda";
     dense_call_ms, sparse_call_ms: median times of one video self-attention call, None if there were none, and
@@ -64,6 +71,11 @@ class RunReport:
     q_cluster_sizes: list[int] = field(default_factory=list)
     k_cluster_sizes: list[int] = field(default_factory=list)
     overlays: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    text_share: float = 0.0
+    error: float | None = None
+    error_by_block_and_step: list[list[float | None]] = field(default_factory=list)
+    expected_error_by_block_and_step: list[list[float | None]] = field(default_factory=list)
+    cold_calls: int = 0
 
     def to_dict(self) -> dict:
         """The report as plain dicts, lists, numbers and strings, ready for JSON; without the overlays."""
@@ -81,11 +93,21 @@ class RunReport:
             return "SVG2: this model and sampler do not announce their evaluations; they ran as if the node were not there"
         if not self.sparse_calls:
             return f"SVG2: every call ran dense ({len(self.steps)} steps); dense calls: {dense}"
+        text = f" (text {self.text_share:.1%})" if self.text_share >= 0.0005 else ""
+        error = "" if self.error is None else f", attention error {self.error:.1%}"
         return (
-            f"SVG2: {self.tokens:,} tokens, density {self.density:.1%}, backend {self.backend}, "
+            f"SVG2: {self.tokens:,} tokens, density {self.density:.1%}{text}{error}, backend {self.backend}, "
             f"{self.sparse_share:.0%} of calls sparse, in {sparse_steps} of {len(self.steps)} steps and {sparse_blocks} of "
             f"{len(self.block_labels)} blocks; dense calls: {dense}"
         )
+
+
+class Figures(NamedTuple):
+    """Of one sparse call; NaN where it has no such thing."""
+
+    density: float
+    error: float
+    expected_error: float
 
 
 class RunStats:
@@ -100,10 +122,13 @@ class RunStats:
         self.dense: Counter[Reason] = Counter()
         self.notices: dict[Reason, str] = {}
         self.details: dict[Reason, str] = {}  # of the first call of each reason
+        self.remarks: dict[str, str] = {}  # name -> sentence: what ran sparse, but not as the settings ask
+        self.cold: Counter[int] = Counter()  # by step, sparse calls whose clusters had no past
+        self.text_share = 0.0
         self.device: str | None = None
         self.picture = ClusterPicture()
-        self._unread: list[tuple[str, int, torch.Tensor]] = []  # block, step, density
-        self._cells: dict[tuple[str, int], list[float]] = {}  # densities that have been read
+        self._unread: list[tuple[str, int, torch.Tensor]] = []  # block, step, [density, error, expected error]
+        self._cells: dict[tuple[str, int], list[Figures]] = {}  # those that have been read
         self._reasons: dict[tuple[str, int], Reason] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
         self._dense_watches: list[Stopwatch] = []
@@ -136,12 +161,23 @@ class RunStats:
                 self.details[reason] = detail
             return first
 
-    def sparse_call(self, step: int, block: str, tokens: int, density: torch.Tensor, backend: str) -> None:
+    def sparse_call(self, step: int, block: str, tokens: int, result: AttentionResult, backend: str, cold: bool = False) -> None:
+        unknown = torch.full_like(result.density, torch.nan)
+        figures = torch.stack([result.density, *(unknown if x is None else x for x in (result.error, result.expected_error))])
         with self._lock:
             self._labels.setdefault(block)
-            self._unread.append((block, step, density))
+            self._unread.append((block, step, figures))
             self.tokens = max(self.tokens, tokens)
+            self.text_share = max(self.text_share, result.text_share)
             self.backend = backend
+            self.cold[step] += cold
+
+    def remark(self, name: str, sentence: str) -> bool:
+        """Note that calls run sparse otherwise than the settings ask; True the first time."""
+        with self._lock:
+            first = name not in self.remarks
+            self.remarks.setdefault(name, sentence)
+            return first
 
     def clusters(self, block: str, groups: Groups, grid: tuple[int, int, int]) -> None:
         """Keep what this call's clusters look like. Of several GPUs, the last one's."""
@@ -164,23 +200,24 @@ class RunStats:
 
     @torch.compiler.disable
     def read_with(self, value: torch.Tensor) -> float:
-        """A 0-d tensor's value. The densities of its device come along on the same trip to the host."""
+        """A 0-d tensor's value. The figures of its device's calls come along on the same trip to the host."""
         with self._lock:
             taken = [entry for entry in self._unread if entry[2].device == value.device]
             self._unread = [entry for entry in self._unread if entry[2].device != value.device]
-        value, *densities = torch.stack([value.float(), *(density for *_, density in taken)]).tolist()
+        value, *flat = torch.cat([value.float().view(1), *(figures for *_, figures in taken)]).tolist()
         with self._lock:
-            self._learn(taken, densities)
+            self._learn(taken, flat)
         return value
 
-    def _learn(self, entries: list, values: list[float]) -> None:
-        for (block, step, _), value in zip(entries, values, strict=True):
-            self._cells.setdefault((block, step), []).append(value)
+    def _learn(self, entries: list, flat: list[float]) -> None:
+        values = iter(flat)
+        for block, step, _ in entries:
+            self._cells.setdefault((block, step), []).append(Figures(next(values), next(values), next(values)))
 
     def blocks_at(self, step: int) -> list[tuple[str, float | None, str | None]]:
         """Each block seen so far: its density in that step as far as it has been read, or else the reason it ran dense."""
         with self._lock:
-            return [(block, _mean(self._cells.get((block, step), [])), self._reason(block, step)) for block in self._labels]
+            return [(block, _mean_of("density", self._cells.get((block, step), [])), self._reason(block, step)) for block in self._labels]
 
     def _reason(self, block: str, step: int) -> str | None:
         reason = None if (block, step) in self._cells else self._reasons.get((block, step))
@@ -195,14 +232,19 @@ class RunStats:
         seconds: Counter[int] = Counter()
         for step, watch in self._watches:
             seconds[step] += watch.seconds()
-        self._learn(self._unread, _to_host([density for *_, density in self._unread]))
+        for device in {figures.device for *_, figures in self._unread}:  # one wait for each
+            there = [entry for entry in self._unread if entry[2].device == device]
+            self._learn(there, torch.cat([figures for *_, figures in there]).tolist())
         self._unread = []
         cells, values = self._cells, [value for cell in self._cells.values() for value in cell]
         indices = sorted(self._sigmas)
         by_step = {i: [v for (_, s), vs in cells.items() if s == i for v in vs] for i in indices}
         steps = [
-            StepReport(i, self._sigmas[i], bool(by_step[i]), seconds[i], _mean(by_step[i])) for i in indices
+            StepReport(i, self._sigmas[i], bool(by_step[i]), seconds[i], _mean_of("density", by_step[i])) for i in indices
         ]
+        maps = {
+            name: [[_mean_of(name, cells.get((b, i), [])) for i in indices] for b in self._labels] for name in Figures._fields
+        }
         candidates = len(values) + sum(n for reason, n in self.dense.items() if reason not in _NOT_CANDIDATES)
         dense_ms, sparse_ms = _median_ms(self._dense_watches), _median_ms(self._sparse_watches)
         q_sizes, k_sizes = self.picture.sizes()
@@ -212,17 +254,22 @@ class RunStats:
         settled = {sparse: _settled(whole, sparse) for sparse in (False, True)}
         return RunReport(
             tokens=self.tokens,
-            density=_mean(values),
+            density=_mean_of("density", values),
+            text_share=self.text_share,
+            error=_mean_of("error", values),
+            error_by_block_and_step=maps["error"],
+            expected_error_by_block_and_step=maps["expected_error"],
+            cold_calls=sum(n for step, n in self.cold.items() if step > min(self.cold)),
             sparse_share=len(values) / candidates if candidates else 0.0,
             sparse_calls=len(values),
             dense_calls={r.value: n for r, n in self.dense.items() if r not in _NOT_CANDIDATES},
             backend=self.backend,
             steps=steps,
             block_labels=list(self._labels),
-            density_by_block_and_step=[[_mean(cells.get((b, i), [])) for i in indices] for b in self._labels],
+            density_by_block_and_step=maps["density"],
             seconds=time.perf_counter() - self.began,
             completed=completed,
-            notices=[text for reason, text in self.notices.items() if not reason.expected],
+            notices=[*(text for reason, text in self.notices.items() if not reason.expected), *self.remarks.values()],
             reasons_by_block_and_step=[[self._reason(b, i) for i in indices] for b in self._labels],
             settings=settings,
             device=self.device,
@@ -236,18 +283,10 @@ class RunStats:
         )
 
 
-def _to_host(scalars: list[torch.Tensor]) -> list[float]:
-    """Values of 0-d tensors, waiting once per device."""
-    values = [0.0] * len(scalars)
-    for device in {s.device for s in scalars}:
-        places = [i for i, s in enumerate(scalars) if s.device == device]
-        for i, value in zip(places, torch.stack([scalars[i] for i in places]).tolist(), strict=True):
-            values[i] = value
-    return values
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean_of(name: str, cell: list[Figures]) -> float | None:
+    """Mean of the calls' figures of a name, as far as they have it."""
+    known = [value for value in (getattr(figures, name) for figures in cell) if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def _settled(steps: list[StepReport], sparse: bool) -> list[float]:

@@ -140,6 +140,7 @@ _BACKENDS = {
     "torch": Backend("torch", _torch_unsupported),
 }
 NAMES = tuple(_BACKENDS)  # what a user may ask for
+_WITH_FAR_FIELD = ("torch",)
 
 log = logging.getLogger("svg2")
 _retired: dict[str, str] = {}
@@ -152,6 +153,11 @@ def implementation(package: str, backend: str) -> ModuleType:
     if backend not in NAMES:
         raise ValueError(f"backend: {backend!r} is not accepted; it takes {', '.join(NAMES)}")
     return importlib.import_module(_file(package, backend), package)
+
+
+def has_far_field(backend: str) -> bool:
+    """Whether a backend has moments, the rule of errors and the far field; the others have centroids alone."""
+    return backend in _WITH_FAR_FIELD
 
 
 def _file(package: str, backend: str) -> str:

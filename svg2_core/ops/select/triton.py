@@ -1,4 +1,4 @@
-"""The block map as Triton kernels: scores, then top-p per row by bisection on the mass threshold, without a sort."""
+"""The rule of mass as Triton kernels: scores, then top-p per row by bisection on the mass threshold, without a sort."""
 
 import torch
 import triton
@@ -63,8 +63,8 @@ def select_kernel(scores, selected, top_p, least, c_q, c_k, BLOCK_K: tl.constexp
     tl.store(selected + at + j, (nearer | (tied & missing)).to(tl.int8), mask=j < c_k)
 
 
-def block_map(q_centroids, k_centroids, k_sizes, top_p: float, least: int, scale: float) -> torch.Tensor:
-    """See `block_map` in `__init__.py`; bool `[B, H, Cq, Ck]`."""
+def select_by_mass(q_centroids, k_centroids, k_sizes, top_p: float, least: int, scale: float) -> torch.Tensor:
+    """See `select_by_mass` in `__init__.py`; bool `[B, H, Cq, Ck]`."""
     b, h, c_q, d = q_centroids.shape
     c_k = k_centroids.shape[2]
     if top_p >= 1:

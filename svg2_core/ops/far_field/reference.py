@@ -1,0 +1,102 @@
+"""The far field in plain torch, one head at a time: the definition that kernels are tested against."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..segments import labels_in_order
+
+_ROWS = 4096  # queries at a time: with 1,000 key clusters, 16 MB of logits
+_MOST_VARIANCE = 2.0  # of the logits' term of variances: where attention is very sharp, more of it does harm
+_MOST_SHARE = 1.5  # of the matrix A
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected, *, layout, scale, order, exact):
+    shares = torch.zeros(q.shape[:2], dtype=torch.float32, device=q.device)
+    video = layout.video
+    for i in range(q.shape[0]):
+        for j in range(q.shape[1]):
+            q_order, q_offsets, q_centroids = (x[i, j] for x in q_clusters)
+            k_order, k_offsets, k_centroids = (x[i, j] for x in k_clusters)
+            m = type(moments)(*(None if x is None else x[i, j] for x in moments))
+            # log 0 = -inf: an empty cluster weighs nothing. What is selected is computed exactly elsewhere.
+            bias = k_offsets.diff().float().log().expand(selected.shape[2:]).masked_fill(selected[i, j], -torch.inf)
+            head = StandIns(scale * k_centroids, m.values, bias)
+            if order == 1:
+                head.bias = bias + m.log_mass
+                head.directions, head.variances = m.directions, 0.5 * m.direction_variances.T
+                head.at_centroids = (q_centroids @ m.directions).square()
+                weight = head.skipped_mass(q_centroids, q_offsets.diff())
+                head.matrix = scale * _matrix(k[i, j, video], v[i, j, video], k_order, k_offsets, k_centroids, m.values, weight)
+            args = q[i, j, video], out[i, j, video], logsumexp[i, j], q_order.long(), labels_in_order(q_offsets)
+            if order == 1:
+                shares[i, j] = head.fit_share(*args, exact.rows[j], exact.out[i, j])
+            head.merge(*args, shares[i, j])
+    return shares
+
+
+def _matrix(k, v, k_order, k_offsets, k_centroids, values, weight):
+    """A^T `[D, D]` (keys by values), the C_j summed with the clusters' `weight`: one product over all keys."""
+    labels, order = labels_in_order(k_offsets), k_order.long()
+    dk = k[order].float() - k_centroids[labels]
+    dv = v[order].float() - values[labels]
+    return dk.T @ dv.mul_((weight / k_offsets.diff().clamp_min(1))[labels, None])
+
+
+@dataclass
+class StandIns:
+    """What stands in for one head's skipped pairs.
+
+    keys, values `[Ck, D]`: of the stand-ins, the keys with the scale in them; bias `[Cq, Ck]`: added to their logits for the
+    queries of a cluster, -inf where a pair was selected. Of order 1, too: directions `[D, M]`, variances `[M, Ck]` and the
+    squared features at_centroids `[Cq, M]` of the term of variances, and the matrix A^T `[D, D]` with the scale in it.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor
+    directions: torch.Tensor | None = None
+    variances: torch.Tensor | None = None
+    at_centroids: torch.Tensor | None = None
+    matrix: torch.Tensor | None = None
+
+    def skipped_mass(self, q_centroids, q_sizes):
+        """Of each key cluster, at the query centroids, each row normalised and weighted by its queries: `[Ck]`, sum 1 or 0."""
+        logits = q_centroids @ self.keys.T + self.bias
+        largest = logits.amax(1, keepdim=True)
+        share = (logits - torch.where(largest == -torch.inf, 0.0, largest)).exp_()  # a row with nothing skipped: zeros
+        share /= share.sum(1, keepdim=True).clamp_min(_TINY)
+        mass = (q_sizes[:, None] * share).sum(0)
+        return mass / mass.sum().clamp_min(_TINY)
+
+    def parts(self, q, clusters, near, logsumexp):
+        """For queries `[R, D]` of these clusters `[R]`, `[R, D]` each: the near field and the stand-ins merged, and what the
+        matrix adds, or None."""
+        logits = torch.addmm(self.bias[clusters], q, self.keys.T)
+        if self.directions is not None:
+            features = (q @ self.directions).square_() - self.at_centroids[clusters]
+            logits += (features @ self.variances).clamp_(-_MOST_VARIANCE, _MOST_VARIANCE)
+        largest = torch.maximum(logits.amax(1), logsumexp)[:, None]
+        largest = torch.where(largest == -torch.inf, 0.0, largest)
+        weights = logits.sub_(largest).exp_()
+        near_weight, far_weight = (logsumexp[:, None] - largest).exp(), weights.sum(1, keepdim=True)
+        total = near_weight + far_weight
+        total = torch.where(total == 0, 1.0, total)  # nothing to attend to
+        merged = torch.addmm(near_weight * near, weights, self.values) / total
+        return merged, None if self.matrix is None else far_weight / total * (q @ self.matrix)
+
+    def fit_share(self, q, out, logsumexp, q_order, q_labels, rows, exact):
+        """The factor of A that fits the exact answers of some rows best."""
+        cluster_of = torch.empty_like(q_labels)
+        cluster_of[q_order] = q_labels
+        merged, addition = self.parts(q[rows].float(), cluster_of[rows], out[rows].float(), logsumexp[rows])
+        share = (addition * (exact - merged)).sum() / addition.square().sum()
+        # 0 / 0: nothing was skipped, so that any share serves. Or the inputs are not finite, as the result will not be.
+        return share.nan_to_num(1.0).clamp(0.0, _MOST_SHARE)
+
+    def merge(self, q, out, logsumexp, q_order, q_labels, share):
+        """Into `out` `[N, D]`, which holds the near field."""
+        for rows, clusters in zip(q_order.split(_ROWS), q_labels.split(_ROWS), strict=True):
+            merged, addition = self.parts(q[rows].float(), clusters, out[rows].float(), logsumexp[rows])
+            out[rows] = (merged if addition is None else torch.addcmul(merged, addition, share)).to(out.dtype)

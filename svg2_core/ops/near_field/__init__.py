@@ -1,0 +1,60 @@
+"""The near field: exact attention over the selected pairs of clusters and all text."""
+
+import torch
+
+from ...layout import Layout
+from .. import registry
+from ..kmeans import Clusters
+
+
+def near_field(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_clusters: Clusters,
+    k_clusters: Clusters,
+    selected: torch.Tensor,
+    *,
+    layout: Layout,
+    scale: float,
+    out: torch.Tensor | None = None,
+    backend: str = "torch",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(scale * q k^T + bias) v over the selected pairs; q, k, v `[B, H, N, D]` in any strides.
+
+    A video query attends to the video keys of the key clusters that `selected` (bool `[B, H, Cq, Ck]`) names for its query
+    cluster, and to every text key. A text query attends to every key. `layout.text_bias` is added to the logits of text
+    keys. Cluster orders index the video tokens. Softmax and sums are fp32.
+
+    -> (out, logsumexp): out has q's shape and dtype, at the tokens' own places: written to `out` (q's shape, any strides)
+    if given, else to a new tensor in q's memory order. logsumexp fp32 `[B, H, V]` of the video queries' logits, at the
+    video tokens' own places: what merging with a far field needs. A query with nothing to attend to has zero and -inf.
+
+    Raises ValueError where shapes disagree.
+    Source: SVG2 (arXiv 2505.18875), section 4.3.
+    """
+    b, h, n, _ = q.shape
+    if k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(f"near_field: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    layout.check(n)
+    if layout.text_bias is not None and layout.text_bias.shape[0] != b:
+        raise ValueError(f"near_field: layout.text_bias has {layout.text_bias.shape[0]} rows, the call has {b}")
+    check_selection("near_field", q_clusters, k_clusters, selected, (b, h, layout.video_len))
+    if out is None:
+        out = torch.empty_like(q)
+    elif out.shape != q.shape or out.dtype != q.dtype:
+        raise ValueError(f"near_field: out must be {q.dtype} {list(q.shape)}, got {out.dtype} {list(out.shape)}")
+    logsumexp = registry.implementation(__name__, backend).near_field(
+        q, k, v, out, q_clusters, k_clusters, selected, layout=layout, scale=scale
+    )
+    return out, logsumexp
+
+
+def check_selection(name: str, q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, tokens) -> None:
+    """Raise ValueError, in the name of an operation, unless clusters and map fit `tokens` (B, H, V) and each other."""
+    for role, clusters in (("q_clusters", q_clusters), ("k_clusters", k_clusters)):
+        if clusters.order.shape != tokens:
+            raise ValueError(f"{name}: {role} orders {list(clusters.order.shape)} do not fit {list(tokens)}")
+    expected = (*tokens[:2], q_clusters.offsets.shape[-1] - 1, k_clusters.offsets.shape[-1] - 1)
+    if selected.shape != expected or selected.dtype != torch.bool:
+        raise ValueError(f"{name}: selected must be bool {list(expected)}, got {selected.dtype} {list(selected.shape)}")
