@@ -233,7 +233,10 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     result, backend, cold = result
     for key, entry in zip(keys, result.centroids, strict=False):
         run.cache.put(key, entry)
-    run.stats.sparse_call(call.step, block, layout.video_len, result, backend, cold)
+    run.stats.sparse_call(
+        call.step, block, layout.video_len, result.density, backend,
+        error=result.error, expected_error=result.expected_error, text_share=result.text_share, cold=cold,
+    )  # fmt: skip
     _remark(run, config, backend)
     if call.step == run.schedule.last_sparse_step:
         run.stats.clusters(block, result.groups, call.grid)

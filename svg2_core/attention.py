@@ -188,7 +188,7 @@ def centroids_alone(q, k, v, out, q_groups, k_groups, layout, config, *, scale, 
 
 
 def exact_pairs(q_groups: Clusters, k_groups: Clusters, selected: torch.Tensor) -> torch.Tensor:
-    """Pairs of video tokens that the map computes: fp64 `[B, H]`."""
+    """Pairs of video tokens that are computed exactly: fp64 `[B, H]`."""
     keys = torch.where(selected, k_groups.sizes[:, :, None], 0).sum(-1)
     # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
     return (q_groups.sizes.double() * keys).sum(-1)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from .attention import AttentionResult
 from .cluster_picture import ClusterPicture, Groups
 from .reasons import Reason
 from .stopwatch import Stopwatch
@@ -161,14 +160,19 @@ class RunStats:
                 self.details[reason] = detail
             return first
 
-    def sparse_call(self, step: int, block: str, tokens: int, result: AttentionResult, backend: str, cold: bool = False) -> None:
-        unknown = torch.full_like(result.density, torch.nan)
-        figures = torch.stack([result.density, *(unknown if x is None else x for x in (result.error, result.expected_error))])
+    def sparse_call(
+        self, step: int, block: str, tokens: int, density: torch.Tensor, backend: str, *,
+        error: torch.Tensor | None = None, expected_error: torch.Tensor | None = None, text_share: float = 0.0,
+        cold: bool = False,
+    ) -> None:  # fmt: skip
+        """Count a sparse call: see AttentionResult for what it came to; cold: its clusters had no past."""
+        unknown = torch.full_like(density, torch.nan)
+        figures = torch.stack([density, *(unknown if x is None else x for x in (error, expected_error))])
         with self._lock:
             self._labels.setdefault(block)
             self._unread.append((block, step, figures))
             self.tokens = max(self.tokens, tokens)
-            self.text_share = max(self.text_share, result.text_share)
+            self.text_share = max(self.text_share, text_share)
             self.backend = backend
             self.cold[step] += cold
 

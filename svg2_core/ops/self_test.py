@@ -3,7 +3,7 @@
 import torch
 
 from ..layout import Layout
-from .block_map import block_map
+from .select import select_by_mass
 from .dynamic_attention import Tail, dynamic_attention
 from .kmeans import Clusters, cluster_means, kmeans
 
@@ -27,9 +27,9 @@ def _run(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
         if not torch.equal(groups.order.cpu().sort(-1).values, torch.arange(301, dtype=torch.int32).expand(1, 2, -1)):
             raise RuntimeError("kmeans: the order is not a permutation of the tokens")
     settings = {"top_p": 0.5, "min_k_ratio": 0.1, "scale": scale}
-    selected = block_map(q_groups, k_groups, backend=backend, **settings)
-    expected = block_map(_to_cpu(q_groups), _to_cpu(k_groups), **settings)
-    _check("block_map", selected.float(), expected.float(), 0.2)  # a mass at the threshold may fall to either side
+    selected = select_by_mass(q_groups, k_groups, backend=backend, **settings)
+    expected = select_by_mass(_to_cpu(q_groups), _to_cpu(k_groups), **settings)
+    _check("select_by_mass", selected.float(), expected.float(), 0.2)  # a mass at the threshold may fall to either side
     tail = Tail(k_groups.centroids, cluster_means(v[:, :, layout.video], k_groups, backend=backend), k_groups.sizes.float().log())
     out = dynamic_attention(
         q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, backend=backend

@@ -51,7 +51,7 @@ def draw(inputs, frames):
     from svg2_pack.svg2_core import Layout, svg2_attention
     from svg2_pack.svg2_core.cluster_picture import ClusterPicture
     from svg2_pack.svg2_core.metrics import rel_l2
-    from svg2_pack.svg2_core.ops.block_map import block_map
+    from svg2_pack.svg2_core.ops.select import select_by_mass
     from svg2_pack.svg2_core.ops.kmeans import kmeans
     from svg2_pack.svg2_core.presets import preset_config
     from torch.nn.functional import scaled_dot_product_attention
@@ -65,7 +65,7 @@ def draw(inputs, frames):
     counts = config.cluster_counts(q.shape[2])
     queries, keys = (kmeans(x, c, iterations=config.kmeans_init_iters, seed=config.seed, role=role) for role, (x, c) in enumerate(zip((q, k), counts, strict=True)))
     scale = q.shape[-1] ** -0.5
-    selected = block_map(queries, keys, top_p=config.top_p, min_k_ratio=config.min_k_ratio, scale=scale)[0, 0]
+    selected = select_by_mass(queries, keys, top_p=config.top_p, min_k_ratio=config.min_k_ratio, scale=scale)[0, 0]
     scores = (queries.centroids[0, 0] @ keys.centroids[0, 0].T * scale).softmax(-1)
 
     rows, columns = by_place(queries), by_place(keys)

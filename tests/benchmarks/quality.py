@@ -96,12 +96,12 @@ def cubes(grid: tuple[int, int, int], edge: int = 4) -> torch.Tensor:
 
 def select(q: Groups, k: Groups, scale: float, density: float) -> tuple[torch.Tensor, float]:
     """svg2_core's block map (bool `[Cq, Ck]`) with the top_p that gives `density`, and the density it has."""
-    from svg2_pack.svg2_core.ops.block_map.reference import block_map
+    from svg2_pack.svg2_core.ops.select.reference import select_by_mass
 
     low, high, pairs = 0.0, 1.0, float(q.sizes.sum() * k.sizes.sum())
     for _ in range(14):
         top_p = (low + high) / 2
-        chosen = block_map(q.means[None, None], k.means[None, None], k.sizes[None, None], top_p, 0, scale)[0, 0]
+        chosen = select_by_mass(q.means[None, None], k.means[None, None], k.sizes[None, None], top_p, 0, scale)[0, 0]
         got = (q.sizes.double() @ (chosen.double() @ k.sizes.double())).item() / pairs
         if abs(got - density) < 0.01 * density:
             break

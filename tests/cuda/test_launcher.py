@@ -94,7 +94,7 @@ def test_hopper_kernels_serve_only_who_asks_for_them(monkeypatch, simulate):
     from svg2_pack.svg2_core.reasons import Reason, Refusal
 
     # Before the interpreter is switched off for the registry: kernels are interpreted, or not, from their import on.
-    for package in ("kmeans", "block_map"):
+    for package in ("kmeans", "select"):
         module = registry.implementation(f"svg2_pack.svg2_core.ops.{package}", "cuda_fa3")
         assert module.__name__.endswith(f"{package}.triton")
 

@@ -48,7 +48,7 @@ def call():
 
     from shapes import TINY
     from svg2_pack.svg2_core import Layout
-    from svg2_pack.svg2_core.ops.block_map import block_map
+    from svg2_pack.svg2_core.ops.select import select_by_mass
     from svg2_pack.svg2_core.ops.dynamic_attention import dynamic_attention
     from svg2_pack.svg2_core.ops.kmeans import kmeans
     from verify import sample_rows
@@ -57,7 +57,7 @@ def call():
     g = torch.Generator().manual_seed(0)
     q, k, v = (2 * torch.randn(1, 2, shape.tokens, 128, generator=g) for _ in range(3))
     groups = [kmeans(x[:, :, shape.text :], c, iterations=20) for x, c in ((q, 6), (k, 20))]
-    selected = block_map(*groups, top_p=0.5, min_k_ratio=0.0, scale=128**-0.5)
+    selected = select_by_mass(*groups, top_p=0.5, min_k_ratio=0.0, scale=128**-0.5)
     out = dynamic_attention(q, k, v, *groups, selected, layout=Layout(shape.text, shape.video), scale=128**-0.5)
     return q, k, v, shape, sample_rows(shape, "cpu"), groups, selected, out
 

@@ -1,4 +1,4 @@
-"""block_map against fp64, cluster by cluster."""
+"""select_by_mass against fp64, cluster by cluster."""
 
 import math
 from fractions import Fraction
@@ -7,7 +7,7 @@ import brute_force
 import cases
 import pytest
 import torch
-from svg2_pack.svg2_core.ops.block_map import block_map
+from svg2_pack.svg2_core.ops.select import select_by_mass
 from svg2_pack.svg2_core.ops.kmeans import Clusters
 
 
@@ -29,7 +29,7 @@ def random_groups(g, c, d, device, spread, largest=200):
 def one_query(k_logits, sizes, device, top_p, min_k_ratio, backend):
     """The map's only row, where the key clusters' scores are `k_logits`."""
     keys = torch.tensor(k_logits, dtype=torch.float32)[:, None]
-    return block_map(
+    return select_by_mass(
         groups(torch.ones(1, 1), torch.ones(1, dtype=torch.int64), device),
         groups(keys, torch.tensor(sizes), device),
         top_p=top_p, min_k_ratio=min_k_ratio, scale=1.0, backend=backend,
@@ -45,7 +45,7 @@ def test_against_brute_force(backend, device, spread, top_p, min_k_ratio):
         q, k = random_groups(g, 13, 32, device, spread), random_groups(g, 37, 32, device, spread)
         least = math.ceil(min_k_ratio * 37)
         truth, margin = brute_force.top_p(q.centroids[0, 0], k.centroids[0, 0], k.sizes[0, 0], top_p, least, 32**-0.5)
-        result = block_map(q, k, top_p=top_p, min_k_ratio=min_k_ratio, scale=32**-0.5, backend=backend)[0, 0].cpu()
+        result = select_by_mass(q, k, top_p=top_p, min_k_ratio=min_k_ratio, scale=32**-0.5, backend=backend)[0, 0].cpu()
         clear = margin > 1e-5  # some fp32 roundings of scores and sums of order 1 to 10
         assert torch.equal(result[clear], truth[clear])
         decided, rows = decided + int(clear.sum()), rows + len(clear)
@@ -58,7 +58,7 @@ def test_the_crossing_cluster_and_no_more(backend, device):
     for trial in range(20):
         top_p = 0.1 + 0.85 * torch.rand(1, generator=g).item()
         q, k = random_groups(g, 9, 16, device, 1.5), random_groups(g, 41, 16, device, 1.5)
-        selected = block_map(q, k, top_p=top_p, min_k_ratio=0.0, scale=0.25, backend=backend)[0, 0].cpu()
+        selected = select_by_mass(q, k, top_p=top_p, min_k_ratio=0.0, scale=0.25, backend=backend)[0, 0].cpu()
         scores = 0.25 * (q.centroids.double() @ k.centroids.double().mT)[0, 0].cpu()
         mass = (scores + k.sizes[0, 0].cpu().double().log()).softmax(-1)
         reached = torch.where(selected, mass, 0.0).sum(-1)
@@ -129,7 +129,7 @@ def test_a_row_does_not_depend_on_its_batch(backend, device):
     ones = torch.ones(3, 17, dtype=torch.int64)
 
     def run(rows):
-        return block_map(groups(q[rows], ones[rows], device), groups(k[rows], sizes[rows], device), top_p=0.6,
+        return select_by_mass(groups(q[rows], ones[rows], device), groups(k[rows], sizes[rows], device), top_p=0.6,
                          min_k_ratio=0.1, scale=0.125, backend=backend)  # fmt: skip
 
     together = run(slice(None))
