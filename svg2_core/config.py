@@ -114,12 +114,12 @@ class SVG2Config:
     def of_block(self, number: int, total: int | None) -> "SVG2Config":
         """The settings of a model's block (0-based, of `total` that are not kept dense): density is shared out.
 
-        The first block gets first_block_share times the mean, the others what then makes the mean; but never less than half
-        of it, so that in a model of few blocks the first one gets less. Where the total is not known all get the mean.
+        The first block gets first_block_share times the mean, the others what then makes the mean; but no less than 0.6 of
+        it, so that in a model of few blocks the first one gets less. Where the total is not known all get the mean.
         """
         if self.density is None or self.density >= 1 or self.first_block_share == 1 or total is None or total < 2:
             return self
-        share = min(self.first_block_share, (total + 1) / 2, 1 / self.density)
+        share = min(self.first_block_share, 0.4 * total + 0.6, 1 / self.density)
         if number > 0:
             share = (total - share) / (total - 1)
         return replace(self, density=min(1.0, share * self.density))

@@ -114,7 +114,8 @@ def pytest_terminal_summary(terminalreporter, config):
                 if name == "models" and report.when == "call":
                     rows.setdefault(value["variant"], {"agrees": True}).update(value)
                     rows[value["variant"]]["agrees"] &= outcome == "passed"
-    columns = ("variant", "tokens", "sparse", "dense", "top_p = 1", "calls, off", "calls, centroid", "agrees")
+    columns = ("variant", "tokens", "sparse", "dense", "density = 1", "top_p = 1", "calls, off", "calls, centroid",
+               "calls, first_order", "agrees")  # fmt: skip
     cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows.values())]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     terminalreporter.section("models: tokens of video, calls, relative errors")

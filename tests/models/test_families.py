@@ -3,6 +3,8 @@
 `python scripts/test.py -m models` prints a row for each variant.
 """
 
+from dataclasses import dataclass
+
 import brute_force
 import pytest
 import tiny_models
@@ -35,65 +37,99 @@ def run(variant, model, **inputs):
     return tiny_models.sample(variant, patched, steps=STEPS), stats.latest()
 
 
-def test_equals_dense_with_everything_selected(made, record_property):
+@pytest.mark.parametrize("rule", ["density", "top_p"])
+def test_equals_dense_with_everything_selected(made, rule, record_property):
     variant, model, dense = made
-    sample, report = run(variant, model, top_p=1.0)
+    sample, report = run(variant, model, **{rule: 1.0})
     error = rel_l2(sample, dense)
     record_property("models", {"variant": variant.name, "tokens": report.tokens, "sparse": report.sparse_calls,
-                               "dense": report.dense_calls, "top_p = 1": error})  # fmt: skip
+                               "dense": report.dense_calls, f"{rule} = 1": error})  # fmt: skip
     assert error <= 1e-4
     assert report.sparse_calls == STEPS * variant.blocks and report.dense_calls == {}
     assert report.tokens == variant.tokens - sum(variant.text)
 
 
-@pytest.mark.parametrize("compensation", ["off", "centroid"])
-def test_each_sparse_call_is_what_its_clusters_and_map_say(made, compensation, monkeypatch, record_property):
-    """Against a dense masked matrix, with stand-ins made anew from the members of each cluster, in fp64."""
+@pytest.mark.parametrize("compensation", ["off", "centroid", "first_order"])
+def test_each_sparse_call_is_what_its_clusters_map_and_moments_say(made, compensation, monkeypatch, record_property):
+    """Against fp64: the near field against a dense masked matrix, the moments from the members of each cluster, the far field
+    from its definition, and both merged in one softmax."""
     variant, model, dense = made
     calls = record_calls(monkeypatch)
-    sample, report = run(variant, model, top_p=0.9, compensation=compensation)
+    rule = {"density": 0.3} if compensation == "first_order" else {"top_p": 0.9}
+    sample, report = run(variant, model, compensation=compensation, **rule)
     assert len(calls) == report.sparse_calls == STEPS * variant.blocks
-    errors = [rel_l2(out, independent(*call, compensation)) for *call, out in calls]
+    errors = [max(call.errors(order={"off": None, "centroid": 0, "first_order": 1}[compensation])) for call in calls]
     record_property("models", {"variant": variant.name, f"calls, {compensation}": max(errors)})
     assert max(errors) <= 1e-5
     assert report.density < 0.95 and rel_l2(sample, dense) > 1e-4, "nothing was skipped: this proves nothing"
 
 
-def record_calls(monkeypatch) -> list:
-    """Fills with (q, k, v, layout, scale, query clusters, key clusters, map, result) of each sparse call."""
+@dataclass
+class Call:
+    """What one sparse call did, as its stages were given it and gave it."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    layout: object
+    scale: float
+    q_clusters: object
+    k_clusters: object
+    selected: torch.Tensor
+    near: torch.Tensor
+    logsumexp: torch.Tensor
+    moments: object = None
+    share: torch.Tensor | None = None
+    out: torch.Tensor | None = None
+
+    def errors(self, order: int | None):
+        """Relative L2 errors against fp64 of the near field, of the moments, and of the result."""
+        q_labels, k_labels = labels(self.q_clusters), labels(self.k_clusters)
+        keys, values, bias = brute_force.pairs(
+            self.q, self.k, self.v, q_labels, k_labels, self.selected, self.layout.video_start, self.layout.text_bias
+        )
+        yield rel_l2(self.near, brute_force.attention(self.q, keys, values, bias, self.scale))
+        if order is None:
+            assert self.out is None
+            return
+        near = brute_force.attention(self.q, keys, values, bias, self.scale)
+        truth, total = near.clone(), brute_force.logsumexp(self.q, keys, bias, self.scale)
+        for i in range(len(self.q)):
+            for j in range(self.q.shape[1]):
+                video = [x[i, j, self.layout.video] for x in (self.q, self.k, self.v)]
+                known = None
+                if order == 1:
+                    known = [x[i, j] for x in self.moments]
+                    expected = brute_force.moments(*video, q_labels[i, j], k_labels[i, j], *self.selected.shape[2:], self.scale)
+                    for mine, theirs in zip(known, expected, strict=False):
+                        yield (mine - theirs).abs().max().item() / max(1, theirs.abs().max().item())
+                    known = known[1], *known[4:]
+                far = brute_force.far_field(*video, q_labels[i, j], k_labels[i, j], self.selected[i, j], self.scale, order, known)
+                truth[i, j, self.layout.video] = brute_force.merged(
+                    near[i, j, self.layout.video], total[i, j, self.layout.video], far, self.share[i, j].double()
+                )
+        yield rel_l2(self.out, truth)
+
+
+def record_calls(monkeypatch) -> list[Call]:
+    """Fills with each sparse call."""
     calls = []
 
-    def watched(q, k, v, q_clusters, k_clusters, block_map, *, layout, scale, **kwargs):
+    def watched_near(q, k, v, q_clusters, k_clusters, selected, *, layout, scale, **kwargs):
         inputs = q.clone(), k.clone(), v.clone()  # some models compute in place
-        out = attend(q, k, v, q_clusters, k_clusters, block_map, layout=layout, scale=scale, **kwargs)
-        calls.append((*inputs, layout, scale, q_clusters, k_clusters, block_map, out.clone()))
-        return out
+        out, logsumexp = near(q, k, v, q_clusters, k_clusters, selected, layout=layout, scale=scale, **kwargs)
+        calls.append(Call(*inputs, layout, scale, q_clusters, k_clusters, selected, out.clone(), logsumexp))
+        return out, logsumexp
 
-    attend = algorithm.dynamic_attention
-    monkeypatch.setattr(algorithm, "dynamic_attention", watched)
+    def watched_far(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, *args, **kwargs):
+        share = far(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, *args, **kwargs)
+        calls[-1].moments, calls[-1].share, calls[-1].out = moments, share, out.clone()
+        return share
+
+    near, far = algorithm.near_field, algorithm.far_field
+    monkeypatch.setattr(algorithm, "near_field", watched_near)
+    monkeypatch.setattr(algorithm, "far_field", watched_far)
     return calls
-
-
-def independent(q, k, v, layout, scale, q_clusters, k_clusters, block_map, compensation) -> torch.Tensor:
-    q_labels, k_labels = labels(q_clusters), labels(k_clusters)
-    tail = None
-    if compensation == "centroid":
-        video = slice(layout.video_start, layout.video_start + layout.video_len)
-        heads = [
-            [stand_ins(k[i, j, video], v[i, j, video], k_labels[i, j], block_map.shape[3]) for j in range(k.shape[1])]
-            for i in range(k.shape[0])
-        ]
-        tail = tuple(torch.stack([torch.stack([head[part] for head in row]) for row in heads]) for part in range(3))
-    keys, values, bias = brute_force.pairs(
-        q, k, v, q_labels, k_labels, block_map, layout.video_start, layout.text_bias, tail
-    )
-    return brute_force.attention(q, keys, values, bias, scale)
-
-
-def stand_ins(k, v, key_labels, clusters: int):
-    """Of one head: mean key, mean value, log of the size (an empty cluster weighs nothing)."""
-    sizes = torch.bincount(key_labels, minlength=clusters)
-    return brute_force.means(k, key_labels, clusters), brute_force.means(v, key_labels, clusters), sizes.double().log()
 
 
 def labels(clusters) -> torch.Tensor:
