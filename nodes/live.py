@@ -119,6 +119,7 @@ def progress(step: int, before: int, schedule: Schedule, stats: RunStats) -> dic
         "backend": stats.backend,
         "device": stats.device,
         "reasons": reasons(stats),
+        "remarks": remarks(stats),
     }
 
 
@@ -131,6 +132,7 @@ def totals(report: RunReport, steps: int, stats: RunStats) -> dict:
         "sparse_steps": sum(step.sparse for step in report.steps),
         "blocks": [(label, _mean(densities), _last(names)) for label, densities, names in rows],
         "density": report.density,
+        "error": report.error,
         "sparse_share": report.sparse_share,
         "tokens": report.tokens,
         "backend": report.backend,
@@ -140,6 +142,7 @@ def totals(report: RunReport, steps: int, stats: RunStats) -> dict:
         "dense_calls": report.dense_calls,
         "settings": report.settings,
         "reasons": reasons(stats),
+        "remarks": remarks(stats),
     }
 
 
@@ -150,6 +153,11 @@ def reasons(stats: RunStats) -> list[dict]:
         for reason, detail in list(stats.details.items())
         if reason not in (Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN)
     ]
+
+
+def remarks(stats: RunStats) -> list[dict]:
+    """What ran sparse so far, but not as the settings ask."""
+    return [{"name": name, "sentence": sentence} for name, sentence in list(stats.remarks.items())]
 
 
 def _mean(cells: list[float | None]) -> float | None:

@@ -60,7 +60,7 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Combo.Input("dense_attention", optional=True, options=["auto", "flash"], default="auto", advanced=True,
                     tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
                 # Last: files keep the values of a node's inputs by their places.
-                io.Float.Input("density", optional=True, default=0.0, min=0.0, max=1.0, step=0.01,
+                io.Float.Input("density", optional=True, default=0.0, min=0.0, max=1.0, step=0.005,
                     tooltip="Share of the pairs of video tokens that is computed exactly; pairs are chosen by the error of leaving them out. Higher: closer to dense, slower. 1: equals dense. 0: auto. Not together with top_p."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -153,6 +153,7 @@ def preset_values(tokens: int = 75_600) -> dict[str, dict]:
             "q_clusters": q_clusters,
             "k_clusters": k_clusters,
             "tokens": tokens,
+            "density": config.density,
             "top_p": config.top_p,
             "warmup_fraction": config.warmup_fraction,
             "min_k_ratio": config.min_k_ratio,

@@ -5,7 +5,7 @@ import torch
 from .cache import Centroids
 from .config import SVG2Config
 from .ops.kmeans import Clusters, cluster_means, kmeans
-from .ops.kmeans.metric import Space, project, spaces
+from .ops.kmeans.metric import Space, finite, project, spaces
 
 _QUERY, _KEY = 0, 1
 
@@ -37,7 +37,7 @@ def cluster(
         past.append(groups.centroids)
         if rank:
             # A token that is not finite shows in its own answer; it must not spoil those of its cluster.
-            groups = groups._replace(centroids=cluster_means(x, groups, backend=backend).nan_to_num(0.0, 0.0, 0.0))
+            groups = groups._replace(centroids=finite(cluster_means(x, groups, backend=backend)))
         found.append(groups)
     projections = [[heads and torch.stack([space.projection for space in heads]) for heads in row] for row in rows]
     return *found, [Centroids.pack(past[0][i], past[1][i], *projections[i]) for i in range(len(q))]

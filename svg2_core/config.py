@@ -73,7 +73,7 @@ class SVG2Config:
             value = getattr(self, name)
             _require(_whole(value) and value >= 0, name, "0 or more directions", value)
         _require(self.compensation in COMPENSATION, "compensation", " or ".join(COMPENSATION), self.compensation)
-        _require(self.first_block_share > 0, "first_block_share", "a positive number", self.first_block_share)
+        _require(self.first_block_share >= 1, "first_block_share", "a number of at least 1", self.first_block_share)
         steps = self.warmup_steps
         _require(steps is None or (_whole(steps) and steps >= 0), "warmup_steps", "0 or more steps", steps)
         _require(0 <= self.warmup_fraction <= 1, "warmup_fraction", "a number from 0 to 1", self.warmup_fraction)

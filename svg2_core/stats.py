@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
@@ -102,11 +103,15 @@ class RunReport:
 
 
 class Figures(NamedTuple):
-    """Of one sparse call; NaN where it has no such thing."""
+    """Of one sparse call: 0-d tensors, or numbers once they are read; None where it has no such thing."""
 
-    density: float
-    error: float
-    expected_error: float
+    density: torch.Tensor | float
+    error: torch.Tensor | float | None
+    expected_error: torch.Tensor | float | None
+
+
+def _known(entries: list[tuple[str, int, Figures]]) -> list[torch.Tensor]:
+    return [x for *_, figures in entries for x in figures if x is not None]
 
 
 class RunStats:
@@ -126,7 +131,7 @@ class RunStats:
         self.text_share = 0.0
         self.device: str | None = None
         self.picture = ClusterPicture()
-        self._unread: list[tuple[str, int, torch.Tensor]] = []  # block, step, [density, error, expected error]
+        self._unread: list[tuple[str, int, Figures]] = []  # block, step, figures still on the device
         self._cells: dict[tuple[str, int], list[Figures]] = {}  # those that have been read
         self._reasons: dict[tuple[str, int], Reason] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
@@ -166,8 +171,7 @@ class RunStats:
         cold: bool = False,
     ) -> None:  # fmt: skip
         """Count a sparse call: see AttentionResult for what it came to; cold: its clusters had no past."""
-        unknown = torch.full_like(density, torch.nan)
-        figures = torch.stack([density, *(unknown if x is None else x for x in (error, expected_error))])
+        figures = Figures(density, error, expected_error)
         with self._lock:
             self._labels.setdefault(block)
             self._unread.append((block, step, figures))
@@ -206,17 +210,24 @@ class RunStats:
     def read_with(self, value: torch.Tensor) -> float:
         """A 0-d tensor's value. The figures of its device's calls come along on the same trip to the host."""
         with self._lock:
-            taken = [entry for entry in self._unread if entry[2].device == value.device]
-            self._unread = [entry for entry in self._unread if entry[2].device != value.device]
-        value, *flat = torch.cat([value.float().view(1), *(figures for *_, figures in taken)]).tolist()
+            taken = self._take(value.device)
+        values = iter(torch.stack([value.float(), *_known(taken)]).tolist())
+        value = next(values)
         with self._lock:
-            self._learn(taken, flat)
+            self._learn(taken, values)
         return value
 
-    def _learn(self, entries: list, flat: list[float]) -> None:
-        values = iter(flat)
-        for block, step, _ in entries:
-            self._cells.setdefault((block, step), []).append(Figures(next(values), next(values), next(values)))
+    def _take(self, device: torch.device) -> list[tuple[str, int, "Figures"]]:
+        """What has not been read of a device's calls."""
+        taken = [entry for entry in self._unread if entry[2].density.device == device]
+        self._unread = [entry for entry in self._unread if entry[2].density.device != device]
+        return taken
+
+    def _learn(self, entries: list, values: Iterator[float]) -> None:
+        """values: what `_known` gave of the entries, read."""
+        for block, step, figures in entries:
+            read = Figures(*(None if x is None else _number(next(values)) for x in figures))
+            self._cells.setdefault((block, step), []).append(read)
 
     def blocks_at(self, step: int) -> list[tuple[str, float | None, str | None]]:
         """Each block seen so far: its density in that step as far as it has been read, or else the reason it ran dense."""
@@ -236,10 +247,9 @@ class RunStats:
         seconds: Counter[int] = Counter()
         for step, watch in self._watches:
             seconds[step] += watch.seconds()
-        for device in {figures.device for *_, figures in self._unread}:  # one wait for each
-            there = [entry for entry in self._unread if entry[2].device == device]
-            self._learn(there, torch.cat([figures for *_, figures in there]).tolist())
-        self._unread = []
+        for device in {figures.density.device for *_, figures in self._unread}:  # one wait for each
+            taken = self._take(device)
+            self._learn(taken, iter(torch.stack(_known(taken)).tolist()))
         cells, values = self._cells, [value for cell in self._cells.values() for value in cell]
         indices = sorted(self._sigmas)
         by_step = {i: [v for (_, s), vs in cells.items() if s == i for v in vs] for i in indices}
@@ -287,10 +297,18 @@ class RunStats:
         )
 
 
+def _number(value: float) -> float | None:
+    """None for what is none: inputs that overflow leave no error to speak of."""
+    return value if math.isfinite(value) else None
+
+
 def _mean_of(name: str, cell: list[Figures]) -> float | None:
     """Mean of the calls' figures of a name, as far as they have it."""
-    known = [value for value in (getattr(figures, name) for figures in cell) if not math.isnan(value)]
-    return sum(known) / len(known) if known else None
+    return _mean([value for figures in cell if (value := getattr(figures, name)) is not None])
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _settled(steps: list[StepReport], sparse: bool) -> list[float]:

@@ -1,4 +1,4 @@
-"""Density by block and step: colour where attention ran sparse, hatching where it ran dense."""
+"""Density, or error, by block and step: colour where attention ran sparse, hatching where it ran dense."""
 
 from ...svg2_core.stats import RunReport
 from . import reasons
@@ -16,9 +16,14 @@ def edges(start: float, end: float, count: int) -> list[int]:
     return [round(start + i * size) for i in range(count + 1)]
 
 
-def density_top(report: RunReport) -> float:
-    """The end of the density scale: the largest density of the run, rounded up. Most of 0..1 would go unused."""
-    cells = [cell for row in report.density_by_block_and_step for cell in row if cell is not None]
+def cells_of(report: RunReport, what: str) -> list[list[float | None]]:
+    """By block and step. what: "density" or "error"."""
+    return getattr(report, f"{what}_by_block_and_step")
+
+
+def top_of(report: RunReport, what: str) -> float:
+    """The end of the scale: the largest of the run, rounded up. Most of 0..1 would go unused."""
+    cells = [cell for row in cells_of(report, what) for cell in row if cell is not None]
     return min(1.0, nice_top(max(cells, default=1.0)))
 
 
@@ -28,18 +33,18 @@ def reason_of(report: RunReport, row: int, column: int) -> str | None:
     return rows[row][column] if rows else None
 
 
-def draw_heat_map(canvas: Canvas, report: RunReport, xs: list[int], ys: list[int]) -> None:
+def draw_heat_map(canvas: Canvas, report: RunReport, xs: list[int], ys: list[int], what: str = "density") -> None:
     """Fill the cells between the pixel positions xs (steps) and ys (blocks), with tick labels left and below."""
-    top = density_top(report)
+    top = top_of(report, what)
     gap = 1 if min(xs[1] - xs[0], ys[1] - ys[0]) >= 12 else 0
-    for row, densities in enumerate(report.density_by_block_and_step):
-        for column, density in enumerate(densities):
+    for row, values in enumerate(cells_of(report, what)):
+        for column, value in enumerate(values):
             box = (xs[column], ys[row], xs[column + 1] - gap, ys[row + 1] - gap)
             reason = reason_of(report, row, column)
-            if density is not None:
-                color = viridis(density / top)
+            if value is not None:
+                color = viridis(value / top)
                 canvas.box(box, color)
-                words = percent(density, top)
+                words = percent(value, top)
                 if box[2] - box[0] >= canvas.width_of(words, TICK) + 8 and box[3] - box[1] >= TICK + 4:
                     canvas.text((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, words, TICK, readable_on(color), "mm")
             elif reason is not None:
@@ -62,10 +67,10 @@ def draw_steps_axis(canvas: Canvas, report: RunReport, xs: list[int], y: float) 
     canvas.text(xs[-1] + 14, y + 6, "step", TICK, canvas.theme.muted, "la")
 
 
-def draw_scale(canvas: Canvas, report: RunReport, box) -> None:
+def draw_scale(canvas: Canvas, report: RunReport, box, what: str = "density") -> None:
     """The colour bar."""
     left, top, right, bottom = box
-    end = density_top(report)
+    end = top_of(report, what)
     for y in range(round(top), round(bottom)):
         canvas.box((left, y, right, y + 1), viridis((bottom - 1 - y) / max(1, bottom - top - 1)))
     for share in (0.0, 0.5, 1.0) if bottom - top >= 100 else (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""The pages of a report: what ran, what the clusters look like, or why there is nothing to see."""
+"""The pages of a report: what ran, how far it is from dense, what the clusters look like, or why there is nothing to see."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .canvas import THEMES, Canvas
 from .heat_map import TICK, TITLE, draw_heat_map, draw_legend, draw_scale, edges
 from .histogram import draw_histogram, draw_key
 from .overlay import draw_overlay
-from .steps import draw_density, draw_seconds
+from .steps import draw_density, draw_error, draw_seconds
 
 WIDTH, HEIGHT, MARGIN = 1280, 960, 40  # pixels: readable in a node's preview, where it is shown at about half its size
 
@@ -41,30 +41,43 @@ def run_page(report: RunReport, lines: list[str], warnings: list[str], theme: st
     """Heat map of density by block and step, and under it, on the same axis, density and seconds of each step."""
     canvas = Canvas(WIDTH, HEIGHT, THEMES[theme])
     top = _header(canvas, "SVG2 report: what ran sparse", lines, warnings) + 22
+    plots = [("density of the sparse calls", draw_density)] if report.sparse_calls else []
+    _by_step(canvas, report, top, "density", [*plots, ("seconds per step", draw_seconds)])
+    return canvas
+
+
+def error_page(report: RunReport, sentence: str, theme: str) -> Canvas:
+    """Heat map of the attention's error by block and step, and under it the mean of each step."""
+    canvas = Canvas(WIDTH, HEIGHT, THEMES[theme])
+    canvas.text(MARGIN, 24, "SVG2 report: how far from dense", 32)
+    top = canvas.paragraph(MARGIN, 70, sentence, WIDTH - 2 * MARGIN, TICK, canvas.theme.muted) + 12
+    _by_step(canvas, report, top, "error", [("attention error of the sparse calls", draw_error)])
+    return canvas
+
+
+def _by_step(canvas: Canvas, report: RunReport, top: float, what: str, plots: list) -> None:
+    """A map by block and step from `top` on, and below it plots over the same steps."""
     left, right = MARGIN + 100, WIDTH - MARGIN - 100
     xs = edges(left, min(right, left + 250 * len(report.steps)), len(report.steps))
     if not report.block_labels:
         canvas.text(left, top + 30, "No video self-attention was seen.", TITLE, canvas.theme.muted)
         top += 80
     else:
-        used = canvas.text(MARGIN, top, "density by block and step", TITLE)
+        used = canvas.text(MARGIN, top, f"{what} by block and step", TITLE)
         draw_legend(canvas, report, WIDTH - MARGIN, top + 3, WIDTH - 2 * MARGIN - used - 30)
         top += 38
         # Few blocks leave the room to the plots below.
         ys = edges(top, top + min(HEIGHT - 340 - top, 64 * len(report.block_labels)), len(report.block_labels))
-        draw_heat_map(canvas, report, xs, ys)
+        draw_heat_map(canvas, report, xs, ys, what)
         if report.sparse_calls:
-            draw_scale(canvas, report, (xs[-1] + 28, ys[0], xs[-1] + 48, ys[-1]))
+            draw_scale(canvas, report, (xs[-1] + 28, ys[0], xs[-1] + 48, ys[-1]), what)
         canvas.upright_text(MARGIN - 14, (ys[0] + ys[-1]) / 2, "block", TICK)
         top = ys[-1] + 38
-    plots = [("density of the sparse calls", draw_density)] if report.sparse_calls else []
-    plots.append(("seconds per step", draw_seconds))
     height = min(180, (HEIGHT - 24 - top) / len(plots) - 68)
     for title, draw in plots:
         canvas.text(MARGIN, top, title, TITLE)
         draw(canvas, report, xs, top + 40, top + 40 + height - 6)
         top += height + 68
-    return canvas
 
 
 def clusters_page(

@@ -1,11 +1,11 @@
-"""Density and seconds of each step, under the heat map and on its axis."""
+"""Density, error and seconds of each step, under the heat map and on its axis."""
 
 import statistics
 
 from ...svg2_core.stats import RunReport
 from . import reasons
 from .canvas import Canvas
-from .heat_map import TICK, density_top, draw_steps_axis, reason_of
+from .heat_map import TICK, cells_of, draw_steps_axis, reason_of, top_of
 from .scales import nice_top, seconds, tick_percent, viridis
 
 
@@ -38,14 +38,25 @@ def _bar(xs: list[int], column: int) -> tuple[int, int]:
 
 def draw_density(canvas: Canvas, report: RunReport, xs: list[int], top: float, bottom: float) -> None:
     """Mean density of each step's sparse calls; a step that was dense throughout is hatched."""
-    end = density_top(report)
+    _draw_shares(canvas, report, xs, top, bottom, [step.density for step in report.steps], top_of(report, "density"))
+
+
+def draw_error(canvas: Canvas, report: RunReport, xs: list[int], top: float, bottom: float) -> None:
+    """Mean attention error of each step's sparse blocks; a step that was dense throughout is hatched."""
+    columns = zip(*cells_of(report, "error"), strict=True)
+    known = [[cell for cell in column if cell is not None] for column in columns]
+    means = [statistics.mean(cells) if cells else None for cells in known]
+    _draw_shares(canvas, report, xs, top, bottom, means, top_of(report, "error"))
+
+
+def _draw_shares(canvas, report, xs, top, bottom, shares: list[float | None], end: float) -> None:
     _axis(canvas, xs, top, bottom, tick_percent(end), tick_percent(end / 2))
-    for column, step in enumerate(report.steps):
+    for column, share in enumerate(shares):
         left, right = _bar(xs, column)
-        if step.density is None:
+        if share is None:
             _dense_bar(canvas, report, column, (left, top, right, bottom))
         else:
-            canvas.box((left, bottom - (bottom - top) * step.density / end, right, bottom), viridis(step.density / end))
+            canvas.box((left, bottom - (bottom - top) * min(1.0, share / end), right, bottom), viridis(share / end))
     draw_steps_axis(canvas, report, xs, bottom)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import errors
 from svg2_pack.svg2_core import Layout, SVG2Config, svg2_attention
-from svg2_pack.svg2_core.cache import CentroidCache, Centroids
+from svg2_pack.svg2_core.cache import CentroidCache, Centroids, Key
 from svg2_pack.svg2_core.ops.kmeans import kmeans
 
 CONFIG = SVG2Config(top_p=0.6, min_k_ratio=0.05, q_clusters=9, k_clusters=21, kmeans_init_iters=4, kmeans_iters=2)
@@ -19,21 +19,25 @@ def random_qkv(seed, device, dtype=torch.float32, b=2, h=3, n=210, d=64, memory=
     return [cases.MEMORY[memory](t.to(device, dtype)) for t in cases.semantic_qkv(g, b, h, n, d)]
 
 
+def same_past(x: Centroids, y: Centroids) -> bool:
+    pairs = ((x.q, y.q), (x.k, y.k), (x.q_projection, y.q_projection), (x.k_projection, y.k_projection))
+    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
+
+
 def same(a, b) -> bool:
     """Two results agree bit for bit."""
-    return torch.equal(a.out, b.out) and all(
-        torch.equal(x.q, y.q) and torch.equal(x.k, y.k) for x, y in zip(a.centroids, b.centroids, strict=True)
-    )
+    return torch.equal(a.out, b.out) and all(same_past(x, y) for x, y in zip(a.centroids, b.centroids, strict=True))
 
 
 LAYOUTS = {"video_only": (0, 210), "text_before": (30, 180), "text_after": (0, 171), "text_around": (11, 160)}
 
 
-@pytest.mark.parametrize("compensation", ["off", "centroid"])
+@pytest.mark.parametrize("compensation", ["off", "centroid", "first_order"])
 @pytest.mark.parametrize("video", LAYOUTS.values(), ids=LAYOUTS)
-def test_top_p_of_one_is_dense(backend, dtype, device, video, compensation):
+@pytest.mark.parametrize("rule", ["top_p", "density"])
+def test_everything_selected_is_dense(backend, dtype, device, video, compensation, rule):
     q, k, v = random_qkv(1, device, dtype)
-    config = replace(CONFIG, top_p=1.0, compensation=compensation)
+    config = replace(CONFIG, **{rule: 1.0}, compensation=compensation)
     result = svg2_attention(q, k, v, Layout(*video), config, backend=backend)
     dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     torchs = F.scaled_dot_product_attention(q, k, v)
@@ -168,8 +172,7 @@ def test_rows_are_their_own_business(backend, dtype, device):
         ]
         for i in range(3):
             assert torch.equal(alone[i].out[0], together.out[i])
-            assert torch.equal(alone[i].centroids[0].q, together.centroids[i].q)
-            assert torch.equal(alone[i].centroids[0].k, together.centroids[i].k)
+            assert same_past(alone[i].centroids[0], together.centroids[i])
         mean = sum(a.density.item() for a in alone) / 3
         assert together.density.item() == pytest.approx(mean, rel=1e-6)
 
@@ -190,10 +193,10 @@ def test_centroids_carry_over_through_the_cache(backend, device):
     """A cold call runs kmeans_init_iters rounds; the next one kmeans_iters rounds from what the cache gives back."""
     q, k, v = random_qkv(12, device, b=1)
     layout, cache = Layout(11, 160), CentroidCache()
-    config = replace(CONFIG, seed=5)
-    cold = svg2_attention(q, k, v, layout, config, [cache.get("block")], backend=backend)
-    cache.put("block", cold.centroids[0])
-    entry = cache.get("block")
+    config, block = replace(CONFIG, seed=5, metric_directions=0), Key("positive", "block")
+    cold = svg2_attention(q, k, v, layout, config, [cache.get(block)], backend=backend)
+    cache.put(block, cold.centroids[0])
+    entry = cache.get(block)
     warm = svg2_attention(q, k, v, layout, config, [entry], backend=backend)
     for role, (x, c, name) in enumerate(((q, 9, "q"), (k, 21, "k"))):
         x = x[:, :, 11:171]

@@ -49,9 +49,14 @@ def test_every_reason_has_its_words():
     assert words["advice"].keys() <= words["reasons"].keys()
 
 
+def test_every_remark_has_its_words():
+    code = (ROOT / "nodes/patch.py").read_text(encoding="utf-8")
+    assert read("en", "main.json")["svg2"]["remarks"].keys() == set(re.findall(r'\.remark\("(\w+)"', code)) != set()
+
+
 def test_every_word_the_front_end_asks_for_exists_and_is_used():
     known = {key.removeprefix("svg2.") for key in flat(read("en", "main.json"))}
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "web/js").glob("*.js"))
     asked = set(re.findall(r'"((?:panel|preset|report)\.\w+)"', code))
-    asked |= {f"preset.compensation_{name}" for name in ("off", "centroid")}  # put together from a value
+    asked |= {f"preset.compensation_{name}" for name in ("off", "centroid", "first_order")}  # put together from a value
     assert asked == {key for key in known if key.startswith(("panel.", "preset.", "report."))}

@@ -42,13 +42,22 @@ def test_paper_clusters_and_warmup(family, tokens, q_clusters, warmup, steps):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_presets_go_from_exact_to_fast(family):
-    """From quality to turbo nothing gets more exact, and top_p falls; all compensate."""
+    """From quality to turbo nothing gets more exact, and density falls; all compensate."""
     configs = [preset_config(name, family) for name in ("quality", "balanced", "turbo")]
     for better, faster in pairwise(configs):
-        assert better.top_p > faster.top_p
+        assert better.density > faster.density
+        assert better.top_p > faster.top_p  # where a backend has only this rule
         assert better.min_k_ratio >= faster.min_k_ratio
         assert better.warmup_fraction >= faster.warmup_fraction
-    assert all(config.compensation == "centroid" for config in configs)
+    assert all(config.compensation == "first_order" for config in configs)
+    assert [config.density for config in configs] == [0.1, 0.05, 0.02]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_paper_is_the_paper(family):
+    """Euclidean clusters, the rule of mass, nothing in place of what is skipped."""
+    config = preset_config("paper", family)
+    assert (config.density, config.metric_directions, config.compensation, config.dense_blocks) == (None, 0, "off", "0")
 
 
 def test_unknown_names():

@@ -199,3 +199,15 @@ def test_dense_blocks():
     assert [block for block in range(6) if run.dense_block(block, 6) is Reason.DENSE_BLOCK] == [0, 1, 5]
     assert [block for block in range(6) if run.dense_block(block, 6) is None] == [2, 3, 4]
     assert run.dense_block(5, None) is None
+
+
+def test_the_first_block_gets_a_larger_share_where_it_is_sparse():
+    run = make(flow(3)(20), density=0.05, first_block_share=3.0, dense_blocks="")
+    shares = [run.config_of(block, 40).density for block in range(40)]
+    assert shares[0] == pytest.approx(0.15) and sum(shares) / 40 == pytest.approx(0.05)
+    last_dense = make(flow(3)(20), density=0.05, first_block_share=3.0, dense_blocks="-2,-1")
+    shares = [last_dense.config_of(block, 40).density for block in range(38)]
+    assert sum(shares) / 38 == pytest.approx(0.05), "a mean over the blocks that are sparse"
+    for equal in (make(flow(3)(20), density=0.05, first_block_share=3.0, dense_blocks="0"), make(flow(3)(20), density=0.05, dense_blocks="")):
+        assert {equal.config_of(block, 40).density for block in range(1, 40)} == {0.05}
+    assert run.config_of(0, None).density == 0.05

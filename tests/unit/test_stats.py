@@ -199,3 +199,24 @@ def test_reasons_by_block_and_step():
     assert report.reasons_by_block_and_step == [["warmup", "dense_block"], ["warmup", None]]
     assert report.density_by_block_and_step == [[None, None], [None, 0.25]]
     assert report.settings == {"top_p": 0.5} and report.device == "cpu"
+
+
+def test_errors_cold_calls_and_remarks():
+    stats = RunStats()
+    for step in (0, 1):
+        stats.model_call(step, 1.0 - step / 2, CPU).stop()
+    known = {"error": torch.tensor(0.1), "expected_error": torch.tensor(0.4), "text_share": 0.02}
+    stats.sparse_call(0, "0", 10, density(0.2), "torch", cold=True, **known)
+    stats.sparse_call(1, "0", 10, density(0.2), "torch", cold=True, **{**known, "error": torch.tensor(0.3)})
+    assert stats.read_with(torch.tensor(3.0)) == 3.0  # read on the way, as a run does
+    stats.sparse_call(1, "1", 10, density(0.4), "torch")
+    assert stats.remark("cache_full", "no room") and not stats.remark("cache_full", "no room")
+    report = stats.report(completed=True)
+    assert report.error == pytest.approx(0.2), "over the calls that have one"
+    assert report.error_by_block_and_step == [[pytest.approx(0.1), pytest.approx(0.3)], [None, None]]
+    assert report.expected_error_by_block_and_step == [[pytest.approx(0.4), pytest.approx(0.4)], [None, None]]
+    assert report.density_by_block_and_step == [[pytest.approx(0.2), pytest.approx(0.2)], [None, pytest.approx(0.4)]]
+    assert report.cold_calls == 1, "not those of the first sparse step"
+    assert report.notices == ["no room"] and report.text_share == 0.02
+    assert "density 26.7% (text 2.0%), attention error 20.0%" in report.summary
+    json.dumps(report.to_dict(), allow_nan=False)

@@ -107,7 +107,7 @@ function barsOf(bars) {
 }
 
 function warningOf({ text, advice }) {
-  const box = part("svg2-warning", `⚠ ${say("panel.ran_dense", { why: text })} ${advice} `);
+  const box = part("svg2-warning", `⚠ ${text} ${advice} `);
   const link = box.appendChild(document.createElement("a"));
   link.textContent = say("panel.help");
   link.href = "#";

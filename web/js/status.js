@@ -11,7 +11,7 @@ export function describe(message) {
     line: lines[0],
     more: lines.slice(1),
     bars: bars(message.blocks),
-    warnings: message.reasons.filter((reason) => !reason.expected).map(warning),
+    warnings: [...message.reasons.filter((reason) => !reason.expected).map(warning), ...(message.remarks ?? []).map(remark)],
   };
 }
 
@@ -46,6 +46,7 @@ function totalLines(message) {
     join(
       ...head,
       say("panel.density", { density: percent(density) }),
+      message.error == null ? "" : say("panel.error", { error: percent(message.error) }),
       say("panel.share", { share: percent(message.sparse_share) }),
       backend,
       say("panel.sparse_steps", { sparse: message.sparse_steps, steps: message.steps }),
@@ -58,7 +59,7 @@ function totalLines(message) {
       tokens: count(message.tokens),
       q_clusters: count(settings.q_clusters),
       k_clusters: count(settings.k_clusters),
-      top_p: settings.top_p,
+      rule: settings.density == null ? say("panel.top_p", { top_p: settings.top_p }) : say("panel.density", { density: percent(settings.density) }),
       warmup_steps: settings.warmup_steps,
       dense_blocks: settings.dense_blocks || say("panel.none"),
     }),
@@ -91,7 +92,13 @@ const short = (name) => (has(`short.${name}`) ? say(`short.${name}`) : name);
 
 function warning({ name, sentence, detail }) {
   const text = has(`reasons.${name}`) ? say(`reasons.${name}`) : sentence;
-  return { text: detail ? `${text} (${detail})` : text, advice: has(`advice.${name}`) ? say(`advice.${name}`) : "" };
+  const why = detail ? `${text} (${detail})` : text;
+  return { text: say("panel.ran_dense", { why }), advice: has(`advice.${name}`) ? say(`advice.${name}`) : "" };
+}
+
+/** What ran sparse, but not as the settings ask. */
+function remark({ name, sentence }) {
+  return { text: has(`remarks.${name}`) ? say(`remarks.${name}`) : `${sentence}.`, advice: "" };
 }
 
 const join = (...parts) => parts.filter(Boolean).join(" · ");
@@ -100,16 +107,17 @@ const join = (...parts) => parts.filter(Boolean).join(" · ");
 export function describePreset(presets, values) {
   const preset = presets?.[values.preset];
   if (!preset) return "";
-  const auto = { top_p: 0, min_k_ratio: -1, kmeans_init_iters: 0, kmeans_iters: 0, warmup_steps: -1, dense_blocks: "auto", compensation: "auto", q_clusters: 0, k_clusters: 0 };
+  const auto = { density: 0, top_p: 0, min_k_ratio: -1, kmeans_init_iters: 0, kmeans_iters: 0, warmup_steps: -1, dense_blocks: "auto", compensation: "auto", q_clusters: 0, k_clusters: 0 };
   const isAuto = (name) => values[name] === undefined || values[name] === auto[name];
   const parts = [];
-  if (isAuto("top_p")) parts.push(say("preset.top_p", { top_p: preset.top_p }));
-  if (isAuto("warmup_steps") && !preset.by_model) parts.push(say("preset.warmup", { share: percent(preset.warmup_fraction) }));
+  const byMass = !isAuto("top_p") || (preset.density == null && isAuto("density"));
+  if (isAuto("top_p") && isAuto("density")) parts.push(byMass ? say("panel.top_p", { top_p: preset.top_p }) : say("panel.density", { density: percent(preset.density) }));
+  if (isAuto("warmup_steps") && !preset.by_model) parts.push(preset.warmup_fraction ? say("preset.warmup", { share: percent(preset.warmup_fraction) }) : say("preset.no_warmup"));
   if (isAuto("q_clusters") && isAuto("k_clusters") && !preset.by_model) parts.push(say("preset.clusters", { q: preset.q_clusters, k: preset.k_clusters, tokens: count(preset.tokens) }));
-  if (isAuto("min_k_ratio")) parts.push(say("preset.min_k_ratio", { share: percent(preset.min_k_ratio) }));
+  if (isAuto("min_k_ratio") && byMass) parts.push(say("preset.min_k_ratio", { share: percent(preset.min_k_ratio) }));
   if (isAuto("kmeans_init_iters") && isAuto("kmeans_iters")) parts.push(say("preset.kmeans", { first: preset.kmeans_init_iters, later: preset.kmeans_iters }));
   if (preset.by_model) parts.push(say("preset.by_model"));
-  if (isAuto("dense_blocks")) parts.push(say("preset.dense_blocks", { blocks: preset.dense_blocks }));
+  if (isAuto("dense_blocks")) parts.push(preset.dense_blocks ? say("preset.dense_blocks", { blocks: preset.dense_blocks }) : say("preset.no_dense_blocks"));
   if (isAuto("compensation")) parts.push(say(`preset.compensation_${preset.compensation}`));
   return parts.length ? say("preset.implies", { preset: preset.name, values: parts.join(" · ") }) : "";
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kmeans.metric import finite
 from ..segments import labels_in_order
 
 _ROWS = 4096  # queries at a time: with 1,000 key clusters, 16 MB of logits
@@ -39,7 +40,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
 def _matrix(k, v, k_order, k_offsets, k_centroids, values, weight):
     """A^T `[D, D]` (keys by values), the C_j summed with the clusters' `weight`: one product over all keys."""
     labels, order = labels_in_order(k_offsets), k_order.long()
-    dk = k[order].float() - k_centroids[labels]
+    dk = finite(k[order]) - k_centroids[labels]
     dv = v[order].float() - values[labels]
     return dk.T @ dv.mul_((weight / k_offsets.diff().clamp_min(1))[labels, None])
 
@@ -75,7 +76,7 @@ class StandIns:
         matrix adds, or None."""
         logits = torch.addmm(self.bias[clusters], q, self.keys.T)
         if self.directions is not None:
-            features = (q @ self.directions).square_() - self.at_centroids[clusters]
+            features = finite((q @ self.directions).square_() - self.at_centroids[clusters])
             logits += (features @ self.variances).clamp_(-_MOST_VARIANCE, _MOST_VARIANCE)
         largest = torch.maximum(logits.amax(1), logsumexp)[:, None]
         largest = torch.where(largest == -torch.inf, 0.0, largest)

@@ -20,7 +20,7 @@ ITERATIONS = 4
 def second_moment(x: torch.Tensor, centred: bool) -> torch.Tensor:
     """E[x x^T] of one head's tokens `[N, D]`, or their covariance: fp64 `[D, D]`. A token that is not finite counts as zero.
 
-    Products are fp32; the tokens' magnitude is taken out before, so that no finite input overflows.
+    Products are fp32; the tokens' magnitude is taken out before, so that none underflows.
     """
     x = finite(x)
     if centred:
@@ -31,9 +31,8 @@ def second_moment(x: torch.Tensor, centred: bool) -> torch.Tensor:
 
 
 def finite(x: torch.Tensor) -> torch.Tensor:
-    """x in fp32, with zero for what is NaN or infinite, and nothing so large that sums of it could overflow."""
-    limit = torch.finfo(torch.float32).max / 2**20
-    return x.float().nan_to_num(0.0, 0.0, 0.0).clamp(-limit, limit)
+    """x in fp32 as statistics take it: zero for what is NaN or infinite, and at most 1e9, whose fourth powers fp32 still holds."""
+    return x.float().nan_to_num(0.0, 0.0, 0.0).clamp_(-1e9, 1e9)
 
 
 def leading_directions(covariance: torch.Tensor, metric: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +91,7 @@ def spaces(
     for role, (covariance, metric) in enumerate(zip((q_covariance, k_covariance), metrics, strict=True)):
         projection = scale * leading_directions(covariance, metric, rank)[0]
         transfer = None if past is None else _transfer(past[role].double(), projection, covariance).float()
-        found.append(Space(projection.float(), transfer))
+        found.append(Space(finite(projection), transfer))
     return tuple(found)
 
 
@@ -111,4 +110,4 @@ def project(x: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
     About the mean, so that a common offset costs no digits, and the past stays good when the offset moves.
     """
     x = finite(x)
-    return (x - x.mean(0)) @ projection
+    return finite((x - x.mean(0)) @ projection)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..kmeans.metric import leading_directions, second_moment
+from ..kmeans.metric import finite, leading_directions, second_moment
 from ..segments import labels_in_order, segment_max, segment_mean
 
 # Logits held at once, in elements: 16 M are 64 MB.
@@ -24,7 +24,7 @@ def moments(q, k, v, q_clusters, k_clusters, scale, directions):
 
 def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centroids, scale, directions):
     q_labels, k_labels = labels_in_order(q_offsets), labels_in_order(k_offsets)
-    dk = k[k_order.long()].float() - k_centroids[k_labels]  # deviations, in cluster order
+    dk = finite(k[k_order.long()]) - k_centroids[k_labels]  # deviations, in cluster order
     v = v[k_order.long()].float()
     values = segment_mean(v, k_offsets)
     spread = segment_mean((v - values[k_labels]).square().sum(1, keepdim=True), k_offsets)[:, 0].sqrt()
@@ -41,7 +41,7 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
     log_mass = torch.where(filled, log_mass, 0.0)
 
     # Queries stray from their centroid, too: the part of the logits' variance that both make together.
-    dq = q[q_order.long()].float() - q_centroids[q_labels]
+    dq = finite(q[q_order.long()]) - q_centroids[q_labels]
     per_channel = [segment_mean(d.square(), offsets) for d, offsets in ((dq, q_offsets), (dk, k_offsets))]
     variance += scale**2 * per_channel[0] @ per_channel[1].T
 
