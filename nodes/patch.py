@@ -237,7 +237,7 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
         call.step, block, layout.video_len, result.density, backend,
         error=result.error, expected_error=result.expected_error, text_share=result.text_share, cold=cold,
     )  # fmt: skip
-    _remark(run, config, backend)
+    _remark(run, backend)
     if call.step == run.schedule.last_sparse_step:
         run.stats.clusters(block, result.groups, call.grid)
     return result.out
@@ -250,8 +250,9 @@ def _refuse(run: Run, refusal: Refusal, block: str | None, step: int | None = No
     return refusal
 
 
-def _remark(run: Run, config: SVG2Config, backend: str) -> None:
+def _remark(run: Run, backend: str) -> None:
     """Say what runs sparse, but not as the settings ask."""
+    config = run.settings.config
     served = config.for_backend(registry.has_far_field(backend))
     if served.compensation != config.compensation or (served.density is None) != (config.density is None):
         what = "centroids stand in" if served.compensation == "centroid" else "nothing stands in"

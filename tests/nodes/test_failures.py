@@ -8,12 +8,13 @@ import pytest
 import tiny_models
 import torch
 from svg2_pack.svg2_core import attention as algorithm
+from svg2_pack.svg2_core import clustering
 from svg2_pack.svg2_core.metrics import rel_l2
 from svg2_pack.svg2_core.ops import registry
 
 # Wan's blocks are announced by the host; those of Cosmos 1.0 are watched by hooks on its modules.
 VARIANTS = {v.name: v for v in tiny_models.VARIANTS if v.name in ("wan2.1 t2v", "cosmos t2v")}
-SPARSE = {"warmup_steps": 1, "dense_blocks": "", "top_p": 0.3}
+SPARSE = {"warmup_steps": 1, "dense_blocks": "", "density": 0.2}
 STEPS = 3
 
 
@@ -83,7 +84,7 @@ def cancelled_in_a_block(model, monkeypatch):
 def cancelled_in_a_kernel(model, monkeypatch):
     import comfy.model_management as mm
 
-    monkeypatch.setattr(algorithm, "block_map", at_call(5, algorithm.block_map, fails(mm.InterruptProcessingException)))
+    monkeypatch.setattr(algorithm, "near_field", at_call(5, algorithm.near_field, fails(mm.InterruptProcessingException)))
     return model, mm.InterruptProcessingException
 
 
@@ -209,24 +210,25 @@ def short_on_the_cpu(*args, **kwargs):
     torch.empty(2**60, dtype=torch.uint8)
 
 
-DEPTHS = [("kmeans", 1, short_on_the_gpu), ("kmeans", 2, short_on_the_cpu), ("block_map", 1, short_on_the_gpu),
-          ("cluster_means", 1, short_on_the_cpu), ("dynamic_attention", 1, short_on_the_gpu)]  # fmt: skip
-depths = pytest.mark.parametrize("operation, number, shortage", DEPTHS)
+DEPTHS = [(clustering, "kmeans", 1, short_on_the_gpu), (clustering, "kmeans", 2, short_on_the_cpu), (algorithm, "moments", 1, short_on_the_gpu),
+          (algorithm, "select_by_error", 1, short_on_the_cpu), (algorithm, "near_field", 1, short_on_the_gpu),
+          (algorithm, "far_field", 1, short_on_the_cpu)]  # fmt: skip
+depths = pytest.mark.parametrize("module, operation, number, shortage", DEPTHS)
 
 
 @depths
-def test_a_shortage_at_first_is_answered_with_fewer_heads(wan_case, svg2, monkeypatch, operation, number, shortage):
+def test_a_shortage_at_first_is_answered_with_fewer_heads(wan_case, svg2, monkeypatch, module, operation, number, shortage):
     """Heads are independent, so fewer at a time give the very same sample."""
     variant, model, fresh = wan_case
     patched, stats = svg2(model, **SPARSE)
     with monkeypatch.context() as m:
-        m.setattr(algorithm, operation, at_call(number, getattr(algorithm, operation), shortage))
+        m.setattr(module, operation, at_call(number, getattr(module, operation), shortage))
         assert torch.equal(sample(variant, patched), fresh)
     assert stats.latest().sparse_calls == 3 * (STEPS - 1) and stats.latest().dense_calls == {"warmup": 3}
 
 
 @depths
-def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, operation, number, shortage):
+def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, module, operation, number, shortage):
     """They are given up first: the heads stay together, and the sample stays sparse and right."""
     from svg2_pack.nodes import patch
 
@@ -239,22 +241,22 @@ def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, opera
 
     dense = sample(variant, model)
     whole, per_call = patch.svg2_attention, 2 if operation == "kmeans" else 1
-    everything = {"top_p": 0.99, "min_k_ratio": 1.0}  # by another road than top_p = 1, which makes no stand-ins
+    everything = {"density": 0.9999}  # nearly: a density of 1 makes no stand-ins
     patched, stats = svg2(model, **{**SPARSE, **everything})
     with monkeypatch.context() as m:
         m.setattr(patch, "svg2_attention", noted)
-        m.setattr(algorithm, operation, at_call(per_call * 3 + number, getattr(algorithm, operation), shortage))
+        m.setattr(module, operation, at_call(per_call * 3 + number, getattr(module, operation), shortage))
         assert rel_l2(sample(variant, patched), dense) <= 1e-4
     assert heads == [None] * (3 * (STEPS - 1) + 1)
     assert stats.latest().sparse_calls == 3 * (STEPS - 1) and stats.latest().dense_calls == {"warmup": 3}
 
 
 @depths
-def test_a_lasting_shortage_is_dense_for_that_run_only(wan_case, svg2, monkeypatch, operation, number, shortage):
+def test_a_lasting_shortage_is_dense_for_that_run_only(wan_case, svg2, monkeypatch, module, operation, number, shortage):
     variant, model, fresh = wan_case
     patched, stats = svg2(model, **SPARSE)
     with monkeypatch.context() as m:
-        m.setattr(algorithm, operation, shortage)
+        m.setattr(module, operation, shortage)
         assert torch.equal(sample(variant, patched), sample(variant, model))
     assert stats.latest().dense_calls == {"warmup": 3, "out_of_memory": 3 * (STEPS - 1)} and stats.latest().completed
     assert torch.equal(sample(variant, patched), fresh)
@@ -263,7 +265,7 @@ def test_a_lasting_shortage_is_dense_for_that_run_only(wan_case, svg2, monkeypat
 def test_a_shortage_at_the_last_head(wan_case, svg2, monkeypatch):
     """The first head is in the result already; the host's attention answers for all."""
     variant, model, _ = wan_case
-    whole = algorithm.dynamic_attention
+    whole = algorithm.near_field
 
     def second_head(q, *args, **kwargs):
         if q.shape[1] > 1 or q.storage_offset() > 0:
@@ -273,6 +275,6 @@ def test_a_shortage_at_the_last_head(wan_case, svg2, monkeypatch):
 
     seen = []
     patched, stats = svg2(model, **SPARSE)
-    monkeypatch.setattr(algorithm, "dynamic_attention", second_head)
+    monkeypatch.setattr(algorithm, "near_field", second_head)
     assert torch.equal(sample(variant, patched), sample(variant, model))
     assert stats.latest().dense_calls["out_of_memory"] == len(seen) == 3 * (STEPS - 1)

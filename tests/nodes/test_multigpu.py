@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 import tiny_wan
 import torch
-from svg2_pack.svg2_core.cache import CentroidCache, Centroids
+from svg2_pack.svg2_core.cache import CentroidCache, Centroids, Key
 from svg2_pack.svg2_core.metrics import rel_l2
 from svg2_pack.svg2_core.reasons import Reason
 from svg2_pack.svg2_core.stats import RunStats
@@ -175,7 +175,7 @@ def test_each_device_keeps_its_own_centroids(made, svg2, split, monkeypatch):
     seen = [[(key, warm) for t, key, warm in kept if t == thread] for thread in threads]
     assert len(seen) == 2 and not {k for k, _ in seen[0]} & {k for k, _ in seen[1]}
     for calls in seen:
-        assert [key[0] for key, _ in calls] == ["0", "1", "2"] * STEPS
+        assert [key.place[0] for key, _ in calls] == ["0", "1", "2"] * STEPS
         assert [warm for _, warm in calls] == [False] * 3 + [True] * 3
 
 
@@ -341,9 +341,10 @@ def test_the_cache_knows_its_size(hammer):
     def use(i):
         for n in range(2000):
             cache.now = n // 50
-            cache.put((i if n % 2 else "of all", n % 40), entry)
-            cache.get(("of all", n % 40))
+            cache.put(Key(i if n % 2 else "of all", n % 40), entry)
+            cache.get(Key("of all", n % 40))
 
     hammer(use)
     assert cache.used_bytes == len(cache) * entry.nbytes <= cache.limit_bytes
-    assert set(cache._used_at) == set(cache._entries)
+    assert set(cache._used_at) == set(cache._since) == set(cache._entries)
+    assert {Key(name, place) for place, names in cache._siblings.items() for name in names} == set(cache._entries)

@@ -75,11 +75,12 @@ def test_a_sampled_run(wan, svg2, show):
     assert "320 tokens" in text and "did not finish" not in text
     if report.device == "cpu":
         assert "speed is not meaningful on a CPU" in text and "faster" not in text
-    assert plots.shape == (2, 960, 1280, 3) and plots.min() >= 0 and plots.max() <= 1
-    assert set(report.overlays) == {"1", "2"}, "the second page shows a block that ran sparse"
+    assert plots.shape == (3, 960, 1280, 3) and plots.min() >= 0 and plots.max() <= 1
+    assert "attention error: " in text and f"block {max((1, 2), key=lambda b: sum(file['error_by_block_and_step'][b][1:]))} " in text
+    assert set(report.overlays) == {"1", "2"}, "the last page shows a block that ran sparse"
     again, *_, second = show(stats, samples, overlay_block=2)
-    assert torch.equal(again[0], plots[0]) and torch.equal(again[1], plots[1]) and second == file, "2 is the middle one"
-    assert not torch.equal(show(stats, samples, overlay_block=1)[0][1], plots[1])
+    assert torch.equal(again, plots) and second == file, "2 is the middle one"
+    assert not torch.equal(show(stats, samples, overlay_block=1)[0][2], plots[2])
 
 
 def test_the_latest_run_is_shown(wan, svg2, show):
@@ -169,11 +170,11 @@ def test_cells_of_the_heat_map(host):
     """Colours are matplotlib's viridis of density over the end of the scale; each reason has a hatching of its own."""
     import matplotlib
     from svg2_pack.nodes.plots.canvas import THEMES, Canvas
-    from svg2_pack.nodes.plots.heat_map import density_top, draw_heat_map
+    from svg2_pack.nodes.plots.heat_map import draw_heat_map, top_of
 
     report = replace(RUN, density_by_block_and_step=[*DENSITY, [None] * 3],
                      reasons_by_block_and_step=[*REASONS, ["kernel_failed", None, "past_end"]], block_labels=["0", "1", "2"])  # fmt: skip
-    assert density_top(report) == density_top(replace(RUN, density_by_block_and_step=DENSITY[::-1])) == 0.2
+    assert top_of(report, "density") == top_of(replace(RUN, density_by_block_and_step=DENSITY[::-1]), "density") == 0.2
     theme = THEMES["dark"]
     canvas = Canvas(500, 300, theme)
     draw_heat_map(canvas, report, [100, 140, 180, 220], [10, 50, 90, 130])

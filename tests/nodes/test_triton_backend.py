@@ -4,6 +4,9 @@ All other tests of this folder run with them too; in the interpreter that takes 
 `SVG2_BACKEND=triton python scripts/test.py tests/nodes`.
 """
 
+import logging
+from dataclasses import replace
+
 import pytest
 import tiny_models
 import torch
@@ -64,7 +67,11 @@ def test_equals_dense_with_padded_text_in_the_sequence(host, svg2):
 
 
 @pytest.mark.parametrize("compensation", ["off", "centroid"])
-def test_equals_the_torch_backend(wan, svg2, compensation):
+def test_equals_the_torch_backend(wan, svg2, compensation, monkeypatch):
+    from svg2_pack.nodes import sparse_attention as node
+
+    whole = node.preset_config  # what both backends have: clusters of tokens in their own space
+    monkeypatch.setattr(node, "preset_config", lambda *names: replace(whole(*names), metric_directions=0))
     samples = {}
     for backend in ("torch", "triton"):
         patched, stats = svg2(wan, backend=backend, top_p=0.3, compensation=compensation, **FEW)
@@ -73,6 +80,25 @@ def test_equals_the_torch_backend(wan, svg2, compensation):
     dense = sample(wan, steps=2, cfg=3.0, shape=latent(*SMALL))
     assert rel_l2(samples["triton"], samples["torch"]) <= 1e-3
     assert rel_l2(samples["torch"], dense) > 1e-2, "sparse must differ from dense for this to mean anything"
+
+
+def test_what_the_kernels_do_not_have_yet_is_served_with_centroids_and_said(wan, svg2, caplog):
+    """At auto: first order and the choice by density are asked for; centroids and top_p serve, sparse, with one warning."""
+    few = {**FEW, "dense_blocks": "auto", "warmup_steps": -1}
+    patched, stats = svg2(wan, backend="triton", **few)
+    with caplog.at_level(logging.WARNING, logger="svg2"):
+        served = sample(patched, steps=2, shape=latent(*SMALL))
+    report = stats.latest()
+    assert report.sparse_calls == 6 and report.dense_calls == {} and report.backend == "triton"
+    assert [notice for notice in report.notices if "no far field of first order" in notice] == report.notices
+    assert sum("no far field of first order" in r.message for r in caplog.records) == 1
+    settings = report.settings
+    assert (settings["compensation"], settings["density"], settings["top_p"]) == ("centroid", None, 0.5)
+    assert report.error is None and report.density < 0.9
+    explicit, quiet = svg2(wan, backend="triton", top_p=0.5, compensation="centroid", **few)
+    sample(explicit, steps=2, shape=latent(*SMALL))
+    assert quiet.latest().notices == [], "what was asked for is what ran"
+    assert served.isfinite().all()
 
 
 def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
