@@ -133,7 +133,7 @@ def verdict(scores: Scores) -> str:
         return f"{decibel(db)}: within the noise between two dense attention backends ({NOISE_LOW}-{NOISE_HIGH} dB)"
     return (
         f"{decibel(db)}: visible differences are possible, most of all in frame {low}. Two dense attention backends differ by "
-        f"{NOISE_LOW}-{NOISE_HIGH} dB. A higher top_p, more warmup_steps or preset quality come closer; if it is another picture "
+        f"{NOISE_LOW}-{NOISE_HIGH} dB. A higher density, more warmup_steps or preset quality come closer; if it is another picture "
         "altogether, check that seed, prompt and steps are the same"
     )
 

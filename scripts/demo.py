@@ -27,6 +27,7 @@ CHECKPOINT = ROOT / "scripts/demo_nodes/models/svg2_demo_wan.safetensors"
 KEYS = (
     "tokens",
     "density",
+    "attention_error",
     "sparse_share",
     "psnr_db",
     "ssim",
@@ -131,6 +132,7 @@ def show(table: dict) -> None:
     rows = [
         ("tokens", number(table["tokens"], ",")),
         ("density of the sparse calls", number(table["density"], ".1%")),
+        ("attention error of those calls", number(table["attention_error"], ".1%")),
         ("share of calls that were sparse", number(table["sparse_share"], ".1%")),
         ("PSNR against dense", number(table["psnr_db"], ".1f") + " dB"),
         ("SSIM against dense", number(table["ssim"], ".4f")),

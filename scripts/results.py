@@ -50,9 +50,11 @@ def merge_reports(reports: list[dict]) -> dict:
         for reason, count in report["dense_calls"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     densities = [r["density"] * r["sparse_calls"] for r in reports if r["sparse_calls"]]
+    errors = [r["error"] for r in reports if r["error"] is not None]
     return {
         "tokens": max((r["tokens"] for r in reports), default=0),
         "density": sum(densities) / sparse if sparse else None,
+        "attention_error": sum(errors) / len(errors) if errors else None,
         "sparse_share": sparse / (sparse + sum(reasons.values())) if sparse else 0.0,
         "backend": next((r["backend"] for r in reports if r["backend"]), None),
         "fallbacks": reasons,

@@ -159,7 +159,7 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
 
     # 5. The far field: the others are represented, and weigh what they would.
     exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=heads.start)
-    if known is not None:
+    if known is not None and config.compensation != "off":
         order = 1 if config.compensation == "first_order" else 0
         far_field(
             q, k, v, out, logsumexp, q_groups, k_groups, known, selected,

@@ -117,14 +117,16 @@ class SVG2Config:
 
         The first block gets first_block_share times the mean, the others what then makes the mean; but no less than 0.6 of
         it, so that in a model of few blocks the first one gets less. Where the total is not known all get the mean. Where
-        pairs are chosen by mass after all (`for_backend`), the first block's larger share is the paper's top_p.
+        pairs are chosen by mass, the first block's larger share is the paper's top_p at least.
         """
-        if self.density is None or self.density >= 1 or self.first_block_share == 1 or total is None or total < 2:
+        if self.first_block_share == 1 or self.selects_all or total is None or total < 2:
             return self
+        top_p = max(self.top_p, _PAPERS_TOP_P) if number == 0 else self.top_p
+        if self.density is None:
+            return replace(self, top_p=top_p)
         share = min(self.first_block_share, 0.4 * total + 0.6, 1 / self.density)
         if number > 0:
             share = (total - share) / (total - 1)
-        top_p = max(self.top_p, _PAPERS_TOP_P) if number == 0 else self.top_p
         return replace(self, density=min(1.0, share * self.density), top_p=top_p)
 
 

@@ -24,9 +24,9 @@ def files(wanted: list[ModelFile]) -> str:
 
 def svg2(after: str) -> str:
     """Beside the node: what it does, what it says, what to change. after: what stands before it in this graph."""
-    return f"""**What it does.** The model's video self-attention runs sparse: tokens are grouped by meaning, and only the pairs of groups that matter are computed exactly. It stands after {after}, last before the sampler. Leave everything on auto to begin with.
+    return f"""**What it does.** The model's video self-attention runs sparse: tokens are grouped by meaning, the pairs of groups that matter are computed exactly, and what is known of the others stands in for them. It stands after {after}, last before the sampler. Leave everything on auto to begin with.
 
-**What it says.** While it samples, the node shows one line and a bar for each block; after the run the totals: the *density* (share of token pairs computed exactly), the share of calls that ran sparse, and how long attention took beside the run's own dense steps. *warm-up* (the first steps) and the first block are meant to be dense; a warning names any other reason. *SVG2 Report* shows it in plots.
+**What it says.** While it samples, the node shows one line and a bar for each block; after the run the totals: the *density* (share of token pairs computed exactly), the *attention error* (how far attention was from dense, measured on a few exact rows), and the share of calls that ran sparse. A warning says why anything ran dense, or otherwise than asked. *SVG2 Report* shows it in plots.
 
 **What to change.** *preset*: *quality* is closest to dense, *turbo* does the least work. *enabled* off: the model as it was, to compare; the seed is fixed for that.
 
@@ -35,13 +35,13 @@ def svg2(after: str) -> str:
 
 EXPERTS = """**Two experts, two nodes.** The high-noise model makes the first steps, the low-noise model the rest. Each has its own SVG2 node, because each patches one model and counts for itself; give both the same preset.
 
-**Warm-up.** The high-noise node keeps its first steps dense, at least one. The low-noise node continues a video that has its layout, so it has no warm-up: its report shows none.
+**Warm-up.** At auto no step stays dense. If the layout of the video strays from the dense one, give the high-noise node *warmup_steps* 1 or 2; the low-noise node continues a video that has its layout and needs none.
 
-**What they say.** One report for each: density, sparse calls, and why the others were dense (*warmup* and *dense_block* are meant to be). *enabled* off on both: the models as they were, to compare.
+**What they say.** One report for each: density, attention error, sparse calls, and why others were dense, if any were. *enabled* off on both: the models as they were, to compare.
 
 **What to change.** *preset*, on both nodes the same: *quality* is closest to dense, *turbo* does the least work. If one of the reports is not what you expected, the node *SVG2 Doctor* says which backends work on this machine, and why others do not."""
 
-FOUR_STEPS = """**Few steps.** Of the four steps the first stays dense (warm-up is at least one step), three run sparse. *warmup_steps* 0 makes all four sparse: compare the picture before you keep it. More steps leave SVG2 a larger share."""
+FOUR_STEPS = """**Few steps.** All four run sparse. Each step decides much of the picture: compare it with *enabled* off before you keep it; *quality* comes closer, and *warmup_steps* 1 keeps the first step dense."""
 
 
 def size(width: int, height: int, length: int, fps: int, spatial: int = 16, more: str = "", half: bool = False) -> str:

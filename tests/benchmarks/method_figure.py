@@ -51,8 +51,9 @@ def draw(inputs, frames):
     from svg2_pack.svg2_core import Layout, svg2_attention
     from svg2_pack.svg2_core.cluster_picture import ClusterPicture
     from svg2_pack.svg2_core.metrics import rel_l2
-    from svg2_pack.svg2_core.ops.select import select_by_mass
-    from svg2_pack.svg2_core.ops.kmeans import kmeans
+    from svg2_pack.svg2_core.clustering import cluster
+    from svg2_pack.svg2_core.ops.moments import moments
+    from svg2_pack.svg2_core.ops.select import select_by_error
     from svg2_pack.svg2_core.presets import preset_config
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -60,13 +61,15 @@ def draw(inputs, frames):
     grid, layout, config = (13, 12, 20), Layout(0, q.shape[2]), preset_config("balanced", "wan_i2v")
     dense = scaled_dot_product_attention(q, k, v)
     result = svg2_attention(q, k, v, layout, config)
-    dropped = svg2_attention(q, k, v, layout, replace(config, compensation="off"))
-    errors = {"dropped": rel_l2(dropped.out, dense), "centroid": rel_l2(result.out, dense)}
-    counts = config.cluster_counts(q.shape[2])
-    queries, keys = (kmeans(x, c, iterations=config.kmeans_init_iters, seed=config.seed, role=role) for role, (x, c) in enumerate(zip((q, k), counts, strict=True)))
-    scale = q.shape[-1] ** -0.5
-    selected = select_by_mass(queries, keys, top_p=config.top_p, min_k_ratio=config.min_k_ratio, scale=scale)[0, 0]
-    scores = (queries.centroids[0, 0] @ keys.centroids[0, 0].T * scale).softmax(-1)
+    errors = {"first_order": rel_l2(result.out, dense)}
+    for other in ("centroid", "off"):
+        errors[other] = rel_l2(svg2_attention(q, k, v, layout, replace(config, compensation=other)).out, dense)
+    of_groups = {"scale": q.shape[-1] ** -0.5, "backend": "torch"}
+    queries, keys, _ = cluster(q, k, [None], config, first_head=0, **of_groups)
+    known = moments(q, k, v, queries, keys, directions=config.variance_directions, **of_groups)
+    selected = select_by_error(queries, keys, known, density=config.density, **of_groups)[0][0, 0]
+    logits = queries.centroids[0, 0] @ keys.centroids[0, 0].T * of_groups["scale"] + known.log_mass[0, 0]
+    scores = logits.softmax(-1)
 
     rows, columns = by_place(queries), by_place(keys)
     sizes = queries.sizes[0, 0][rows], keys.sizes[0, 0][columns]
@@ -83,11 +86,12 @@ def draw(inputs, frames):
     texts = (
         f"k-means groups the queries, and the keys, that are alike, in every head and across frames: "
         f"here {len(sizes[0])} groups of queries, in colours.",
-        f"The {len(sizes[0])} x {len(sizes[1])} pairs of centroids say how much each group of queries will attend to each group of keys.",
-        f"Pairs are taken until they hold {config.top_p:.0%} of that: {result.density.item():.0%} of the area. "
+        f"One pass of the query groups' centroids over the keys says what each of the {len(sizes[0])} x {len(sizes[1])} pairs of "
+        "groups weighs, and how much it varies inside.",
+        f"The pairs that would be represented worst are taken: {result.density.item():.0%} of the area. "
         "Sorted by group, they are whole blocks, which a GPU is good at.",
-        f"The chosen pairs are computed exactly; every other group's centroid stands in for its {q.shape[2] // len(sizes[1])} or so keys. "
-        "Above: relative error of this call against dense attention.",
+        f"The chosen pairs are computed exactly; of the others, each group of {q.shape[2] // len(sizes[1])} or so keys stands in "
+        "by its moments. Above: relative error of this call against dense attention, by what stands in.",
     )
     for left, title, text in zip(lefts, titles, texts, strict=True):
         page.text(left, 28, title, 30)
@@ -114,11 +118,11 @@ def draw(inputs, frames):
         page.text(left + SIDE / 2, 90 + SIDE + 18, "keys, by group", 17, page.theme.muted, "mm")
         page.upright_text(left - 14, 90 + SIDE / 2, "queries, by group", 17)
     # 4: the two errors as bars.
-    names = {"dropped": "skipped groups dropped (paper)", "centroid": "centroids stand in"}
-    for i, (name, error) in enumerate(errors.items()):
-        top = 150 + i * 120
+    names = {"off": "nothing (dropped)", "centroid": "their centroids", "first_order": "first order"}
+    for i, (name, error) in enumerate(sorted(errors.items(), key=lambda pair: -pair[1])):
+        top = 110 + i * 110
         page.text(lefts[3], top, names[name], 20)
-        color = EXACT if name == "centroid" else (150, 150, 150)
+        color = EXACT if name == "first_order" else (150, 150, 150)
         page.box((lefts[3], top + 32, lefts[3] + (SIDE - 70) * error / max(errors.values()), top + 68), color)
         page.text(lefts[3] + (SIDE - 70) * error / max(errors.values()) + 10, top + 50, f"{error:.2f}", 22, anchor="lm")
     return page.image, errors

@@ -64,6 +64,20 @@ def test_density_is_of_pairs_of_video_tokens_and_text_comes_on_top():
     assert 0.09 < video <= 0.1
 
 
+def test_dropped_means_dropped():
+    """With one-hot values the result is the attention matrix itself: without compensation, no weight but on the pairs counted,
+    and each query has some."""
+    n = 128
+    q, k, _ = qkv(17, n=n, d=n)
+    one_hot = torch.eye(n).expand(1, 2, n, n)
+    config = replace(CONFIG, q_clusters=10, k_clusters=20, density=0.2, compensation="off")
+    result = run(0.3 * q, 0.3 * k, one_hot, config, video=(8, 110))
+    assert (result.out > 0).double().mean().item() == pytest.approx(result.density.item(), abs=1e-6)
+    assert torch.allclose(result.out.sum(-1), torch.ones(1, 2, n), atol=1e-5)
+    represented = run(0.3 * q, 0.3 * k, one_hot, replace(config, compensation="centroid"), video=(8, 110))
+    assert (represented.out != 0).double().mean() > 0.9
+
+
 def test_the_error_it_reports_is_its_error():
     """On 32 rows a head: within a third of the error over all rows, whatever the settings."""
     q, k, v = qkv(4, h=6)

@@ -71,8 +71,8 @@ def test_the_figure(script, all_recorded):
     image, errors = module.draw(inputs, torch.rand(49, 192, 320, 3, generator=torch.Generator().manual_seed(0)))
     dense = scaled_dot_product_attention(*(x.double() for x in inputs))
     result = svg2_attention(*inputs, Layout(0, inputs[0].shape[2]), preset_config("balanced", "wan_i2v"))
-    assert errors["centroid"] == pytest.approx(rel_l2(result.out.double(), dense), rel=1e-3)
-    assert 0 < errors["centroid"] < errors["dropped"]
+    assert errors["first_order"] == pytest.approx(rel_l2(result.out.double(), dense), rel=1e-3)
+    assert 0 < errors["first_order"] < errors["centroid"] < errors["off"]
     pixels = torch.tensor(list(image.getdata()), dtype=torch.uint8).view(image.height, image.width, 3)
     left = module.MARGIN + 2 * (module.SIDE + module.GAP - 8)
     drawn = (pixels[90 : 90 + module.SIDE, left : left + module.SIDE] == torch.tensor(module.EXACT, dtype=torch.uint8)).all(-1)

@@ -104,8 +104,17 @@ def test_shares_of_the_blocks_have_the_density_as_their_mean(total, density, sha
 def test_where_there_is_nothing_to_share_out():
     config = SVG2Config(density=0.05, first_block_share=6.0)
     assert config.of_block(0, None) is config and config.of_block(0, 1) is config
-    for same in (SVG2Config(density=0.05), SVG2Config(first_block_share=6.0), SVG2Config(density=1.0, first_block_share=6.0)):
+    for same in (SVG2Config(density=0.05), SVG2Config(top_p=1.0, first_block_share=6.0), SVG2Config(density=1.0, first_block_share=6.0)):
         assert same.of_block(0, 40) is same and same.of_block(7, 40) is same
+
+
+def test_by_mass_the_first_block_gets_the_papers_share_at_least():
+    config = SVG2Config(top_p=0.4, first_block_share=6.0)
+    assert [config.of_block(block, 3).top_p for block in range(3)] == [0.9, 0.4, 0.4]
+    assert SVG2Config(top_p=0.95, first_block_share=6.0).of_block(0, 3).top_p == 0.95
+    assert SVG2Config(top_p=0.4).of_block(0, 3).top_p == 0.4, "the paper's preset shares nothing out"
+    both = SVG2Config(density=0.05, top_p=0.4, first_block_share=6.0)
+    assert both.of_block(0, 3).for_backend(False).top_p == 0.9 and both.of_block(1, 3).for_backend(False).top_p == 0.4
 
 
 def test_what_a_backend_without_a_far_field_serves():

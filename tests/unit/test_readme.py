@@ -70,8 +70,8 @@ def test_recommended_settings():
         family = "hunyuan_video" if "Hunyuan" in model else "cosmos" if "Cosmos" in model else "other" if "5B" in model else "wan_t2v"
         config, count = preset_config("auto", family), int(tokens.replace(",", ""))
         assert "{} / {}".format(*config.cluster_counts(count)) == clusters.strip(), model
-        total, warmup = map(int, steps.split(","))
-        assert max(1, round(config.warmup_fraction * total)) == warmup, model
+        total = int(steps)
+        assert config.warmup_fraction == 0 and config.dense_blocks == "", "the text below the table says so"
         width, height, frames = map(int, re.search(r"(\d+) x (\d+), (\d+) frames", model).groups())
         side = 32 if "5B" in model else 16
         assert ((frames - 1) // 4 + 1) * (width // side) * (height // side) == count, model
@@ -89,26 +89,28 @@ def test_recommended_settings_have_every_workflow(path):
     titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
     first = titles.get("of these, high noise")
     steps = first["value"] if first else next(i["steps"] for i in inputs if "steps" in i)
-    assert any("{} x {}, {} frames".format(*size) in model and int(row[1].split(",")[0]) == steps for model, _, *row in recommended())
+    assert any("{} x {}, {} frames".format(*size) in model and int(row[1]) == steps for model, _, *row in recommended())
 
 
 def test_presets():
     """The help page's table is what the presets are."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in HELP.splitlines() if re.match(r"\| `.+% of the steps", line)]
+    section = HELP.split("## Presets")[1].split("With `paper`")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
     assert [re.findall(r"`(\w+)`", row[0]) for row in rows] == [["auto", "balanced"], ["quality"], ["turbo"], ["paper"]]
-    for names, top_p, warmup, least, kmeans, skipped in rows:
+    for names, pairs, warmup, kmeans, skipped in rows:
         for name in re.findall(r"`(\w+)`", names):
             for family in FAMILIES if name != "paper" else ("wan_t2v", "other"):
                 config = preset_config(name, family)
-                assert (config.top_p, config.min_k_ratio) == (float(top_p), float(least)), name
-                assert f"{config.warmup_fraction:.0%} of the steps" == warmup, name
+                rule = f"top_p {config.top_p:g}, min_k_ratio {config.min_k_ratio:g}" if config.density is None else f"density {config.density:.0%}"
+                assert rule == pairs, name
+                assert (f"{config.warmup_fraction:.0%} of the steps" if config.warmup_fraction else "none") == warmup, name
                 assert f"{config.kmeans_init_iters} + {config.kmeans_iters}" == kmeans, name
-                assert {"off": "dropped", "centroid": "their centroid stands in"}[config.compensation] == skipped, name
+                assert {"off": "dropped", "first_order": "first order"}[config.compensation] == skipped, name
     text = " ".join(HELP.split())
     paper = {family: preset_config("paper", family) for family in FAMILIES}
     shares = [f"{paper[family].warmup_fraction:.0%}" for family in ("wan_i2v", "hunyuan_video", "cosmos")]
     assert "warm-up is {} for Wan checkpoints with image channels, {} for HunyuanVideo and {} for Cosmos".format(*shares) in text
-    assert all(preset_config(name, family).dense_blocks == "0" for name in PRESETS for family in FAMILIES)
+    assert all(preset_config(name, family).dense_blocks == ("0" if name == "paper" else "") for name in PRESETS for family in FAMILIES)
     clusters = {(name, family): preset_config(name, family).cluster_counts(75_600) for name in PRESETS for family in FAMILIES}
     others = {key: clusters.pop(key) for key in (("paper", "hunyuan_video"), ("paper", "cosmos"))}
     assert set(clusters.values()) == {(300, 1000)} and "300 of queries and 1000 of keys at 75,600 tokens" in text
