@@ -174,10 +174,10 @@ def structure(head: Head, rows: torch.Tensor, q: Groups, k: Groups) -> dict[str,
 
 
 def cluster_counts(tokens: int) -> tuple[int, int]:
-    """Query and key clusters of the balanced preset."""
-    from svg2_pack.svg2_core.presets import preset_config
+    """Query and key clusters that all of these tables have: the published counts, with 32 tokens a key cluster where that is fewer."""
+    from svg2_pack.svg2_core import SVG2Config
 
-    return preset_config("balanced", "wan_t2v").cluster_counts(tokens)
+    return SVG2Config(tokens_per_k_cluster=32.0).cluster_counts(tokens)
 
 
 def clustered(head: Head, index: int) -> tuple[Groups, Groups]:

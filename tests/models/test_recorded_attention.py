@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("recorded")  # one recording for all of the
 
 def measure(recorded, **settings):
     """(relative L2 error, density), mean over the recorded calls."""
-    config = replace(preset_config("balanced", "wan_i2v"), min_k_ratio=0.0, **settings)
+    config = replace(preset_config("balanced", "wan_i2v"), density=None, min_k_ratio=0.0, **settings)
     errors, densities = [], []
     for q, k, v in recorded:
         truth = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
@@ -23,7 +23,7 @@ def measure(recorded, **settings):
     return sum(errors) / len(errors), sum(densities) / len(densities)
 
 
-@pytest.mark.parametrize("compensation", ["off", "centroid"])
+@pytest.mark.parametrize("compensation", ["off", "centroid", "first_order"])
 def test_error_falls_and_density_rises_with_top_p(recorded, compensation):
     results = [measure(recorded, top_p=p, compensation=compensation) for p in (0.3, 0.5, 0.7, 0.9, 0.95, 0.99)]
     errors, densities = zip(*results, strict=True)
