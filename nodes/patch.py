@@ -19,6 +19,7 @@ from ..svg2_core.layout import Layout
 from ..svg2_core.ops import registry
 from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
+from ..svg2_core.stopwatch import Stopwatch
 from .block_numbers import block_and_total, watch_blocks
 from .layouts import calls_wrapper, find_layout, uncompiled
 from .model_call import ModelCall
@@ -167,19 +168,32 @@ class Override:
         if out is None:
             q_, k_, v_ = (q, k, v) if skip_reshape else (_split_heads(x, heads) for x in (q, k, v))
             out = sparse_or_refusal(run, call, options, q_, k_, v_, mask, kwargs.get("scale"))
+        ours = func if mask is not None else run.settings.dense or func  # what computes dense calls over video tokens
         if isinstance(out, Refusal):
             if call is None:
                 return dense()
-            call.delegating = True
             comparable = out.reason in COMPARABLE
             watch = run.stats.dense_watch(q.device) if comparable else None
+            return _delegate(call, dense, ours if comparable else func, watch)
+        watch = run.stats.reference_watch(q.device, call.step)
+        if watch is not None:
             try:
-                return dense(run.settings.dense or func) if comparable and mask is None else dense()
-            finally:
-                call.delegating = False
-                if watch is not None:
-                    watch.stop()
+                _delegate(call, dense, ours, watch)
+            except Exception as error:
+                if not comfy.model_management.is_oom(error):  # no room for a comparison: the answer is there already
+                    raise
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+
+def _delegate(call: ModelCall, dense: Callable, func: Callable, watch: Stopwatch | None) -> torch.Tensor:
+    """The dense answer, through the overrides below ours, timed by `watch`."""
+    call.delegating = True
+    try:
+        return dense(func)
+    finally:
+        call.delegating = False
+        if watch is not None:
+            watch.stop()
 
 
 def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:

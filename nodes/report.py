@@ -117,7 +117,7 @@ def headline(report: RunReport) -> list[str]:
             f"backend {report.backend}",
         ]
     if report.sparse_calls and report.attention_speedup is not None and report.device != "cpu":
-        parts.append(f"attention {times(report.attention_speedup, 1)} than this run's dense calls")
+        parts.append(f"attention {times(report.attention_speedup, 1)} than a dense call in this run")
     shown = ("preset", "density", "top_p", "q_clusters", "k_clusters", "warmup_steps", "dense_blocks", "compensation")
     known = [name for name in shown if name in report.settings and name not in _not_in_force(report.settings)]
     settings = [f"{name} {_value(report.settings[name])}" for name in known]
@@ -165,7 +165,7 @@ def speed(report: RunReport) -> list[str]:
         return [lines[0] + "; speed is not meaningful on a CPU"]
     if report.attention_speedup is not None:
         lines.append(
-            f"attention: {times(report.attention_speedup)} than this run's dense calls "
+            f"attention: {times(report.attention_speedup)} than a dense call in this run "
             f"({report.sparse_call_ms:.2f} ms instead of {report.dense_call_ms:.2f} ms a call)"
         )
     if report.step_speedup is not None:

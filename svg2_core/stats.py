@@ -43,7 +43,8 @@ class RunReport:
     error_by_block_and_step: the error there; expected_error_by_block_and_step: what the moments foretold, a ranking, not to scale;
     reasons_by_block_and_step: the name of the reason there, None where it ran sparse or not at all;
     settings: what the run went by, knobs at auto resolved; device: its type, such as "cuda";
-    dense_call_ms, sparse_call_ms: median times of one video self-attention call, None if there were none, and
+    dense_call_ms, sparse_call_ms: median times of one video self-attention call (dense: of one made for comparison, where the
+    run had none of its own), None if there were none, and
     attention_speedup: the first over the second; step_speedup: median seconds of the wholly dense steps over the sparse ones',
     without the run's first step;
     q_cluster_sizes, k_cluster_sizes, overlays: of the last step (see ClusterPicture), empty if nothing was sparse in it.
@@ -196,6 +197,15 @@ class RunStats:
         """Begin timing a dense call over video tokens; None once enough have been timed."""
         with self._lock:
             if len(self._dense_watches) == self.TIMED:
+                return None
+            self._dense_watches.append(watch := Stopwatch(device))
+            return watch
+
+    def reference_watch(self, device: torch.device, step: int) -> Stopwatch | None:
+        """Begin timing a dense call that is made for comparison alone: one, in the second sparse step of a run that had none
+        of its own to time. None otherwise."""
+        with self._lock:
+            if self._dense_watches or not self.cold or step <= min(self.cold):
                 return None
             self._dense_watches.append(watch := Stopwatch(device))
             return watch

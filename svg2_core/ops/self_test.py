@@ -3,9 +3,9 @@
 import torch
 
 from ..layout import Layout
-from .select import select_by_mass
 from .dynamic_attention import Tail, dynamic_attention
 from .kmeans import Clusters, cluster_means, kmeans
+from .select import select_by_mass
 
 
 def self_test(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:

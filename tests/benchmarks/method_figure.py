@@ -50,8 +50,8 @@ def draw(inputs, frames):
     from svg2_pack.nodes.plots.overlay import all_clusters, enlarge, many_colors
     from svg2_pack.svg2_core import Layout, svg2_attention
     from svg2_pack.svg2_core.cluster_picture import ClusterPicture
-    from svg2_pack.svg2_core.metrics import rel_l2
     from svg2_pack.svg2_core.clustering import cluster
+    from svg2_pack.svg2_core.metrics import rel_l2
     from svg2_pack.svg2_core.ops.moments import moments
     from svg2_pack.svg2_core.ops.select import select_by_error
     from svg2_pack.svg2_core.presets import preset_config

@@ -79,7 +79,7 @@ def test_help_of_the_editor(in_tab, demo, renderer):
         await tab.page.click("[data-testid=info-button]")
         text = await (await tab.page.wait_for_selector(".node-help-content h1 ~ table")).evaluate("e => e.parentElement.textContent")
         names = await tab.page.evaluate("id => app.rootGraph.getNodeById(id).widgets.filter(w => w.name !== 'svg2_status').map(w => w.name)", SVG2)
-        assert len(names) == 15 and [name for name in names if name not in text] == []
+        assert len(names) == 16 and [name for name in names if name not in text] == []
         images = "[...document.querySelectorAll('.node-help-content img')]"
         await tab.page.wait_for_function(f"{images}.length && {images}.every(image => image.complete)")
         assert await tab.page.evaluate(f"{images}.every(image => image.naturalWidth > 100)")

@@ -54,7 +54,8 @@ def test_report_and_compare(in_tab, demo, renderer):
         link = (await tab.page.evaluate(SHOWN, report))["link"]
         file = await tab.page.evaluate("url => fetch(url).then(r => r.json())", link)
         final = tab.messages[-1]["data"]
-        assert file["density"] == pytest.approx(final["density"]) and f"density {100 * file['density']:.0f}%" in (await tab.panel(SVG2))["line"]
+        assert file["density"] == pytest.approx(final["density"]) and f"density {100 * file['density']:.1f}%" in (await tab.panel(SVG2))["line"]
+        assert file["error"] == final["error"] > 0 and f"attention error {100 * file['error']:.0f}%" in (await tab.panel(SVG2))["line"]
         assert f"{file['density']:.1%}" in (await tab.page.evaluate(SHOWN, report))["text"]
 
     in_tab(test, renderer=renderer)

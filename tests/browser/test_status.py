@@ -40,18 +40,17 @@ def test_the_line_follows_the_run(in_tab, demo, renderer):
     async def test(tab):
         await tab.load(demo(steps=8, width=160, length=33))
         idle = await tab.panel(SVG2)
-        assert idle["state"] == "idle" and "balanced: top-p 0.5" in idle["text"] and "warm-up 10% of the steps" in idle["text"]
+        assert idle["state"] == "idle" and "balanced: density 5.0%" in idle["text"] and "no warm-up" in idle["text"]
         done, seen = await run(tab)
         lines = [panel["line"] for panel in seen if panel["state"] == "sampling"]
-        assert any("dense: warm-up · step 1/8" in line for line in lines), set(lines)
-        assert any(line.startswith("sparse ") and "5/6 blocks · torch · step" in line for line in lines), set(lines)
-        assert done["state"] == "done" and done["bars"] == 6 and "7 of 8 steps" in done["line"]
-        assert "this run's dense steps" in done["text"] and "on a CPU, where speed means nothing" in done["text"]
-        assert "warm-up 1" in done["text"] and "top-p 0.5" in done["text"], "what the knobs at auto came to"
+        assert any(line.startswith("sparse ") and "6/6 blocks · torch · step" in line for line in lines), set(lines)
+        assert done["state"] == "done" and done["bars"] == 6 and "8 of 8 steps" in done["line"]
+        assert "than dense attention in this run" in done["text"] and "on a CPU, where speed means nothing" in done["text"]
+        assert "warm-up 0" in done["text"] and "density 5.0%" in done["text"], "what the knobs at auto came to"
         # At most one message a step, and one at the end.
         mine = [m["data"] for m in tab.messages if m["type"] == "svg2.status"]
         assert [m["state"] for m in mine] == ["sampling"] * 8 + ["done"] and [m["step"] for m in mine[:-1]] == [*range(1, 9)]
-        shown = f"density {100 * mine[-1]['density']:.0f}%"
+        shown = f"density {100 * mine[-1]['density']:.1f}%"
         assert shown in done["line"]
 
     in_tab(test, renderer=renderer)
@@ -71,6 +70,18 @@ def test_a_warning_with_help(in_tab, demo, renderer):
         assert "SVG2 Sparse Attention" in await tab.page.inner_text(".svg2-help")
 
     in_tab(test, renderer=renderer)
+
+
+def test_a_warm_up_that_is_asked_for(in_tab, demo):
+    async def test(tab):
+        await tab.load(demo(steps=8, width=160, length=33, warmup_steps=1, dense_blocks="0"))
+        done, seen = await run(tab)
+        lines = [panel["line"] for panel in seen if panel["state"] == "sampling"]
+        assert any("dense: warm-up · step 1/8" in line for line in lines), set(lines)
+        assert any(line.startswith("sparse ") and "5/6 blocks · torch · step" in line for line in lines), set(lines)
+        assert "7 of 8 steps" in done["line"] and "warm-up 1" in done["text"]
+
+    in_tab(test)
 
 
 def test_a_backend_that_is_not_there(in_tab, demo):
@@ -199,7 +210,7 @@ def test_an_image_of_the_workflow_has_no_trace_of_the_panel(in_tab, demo):
         await run(tab)
         saved, prompt = await tab.page.evaluate("app.graphToPrompt().then(p => [p.workflow, p.output])")
         node = next(n for n in saved["nodes"] if n["id"] in (SVG2, str(SVG2)))
-        assert len(node["widgets_values"]) == 15 and "svg2" not in json.dumps(node["widgets_values"])
+        assert len(node["widgets_values"]) == 16 and "svg2" not in json.dumps(node["widgets_values"])
         assert not any("status" in name for name in prompt[str(SVG2)]["inputs"])
 
     in_tab(test)
@@ -210,7 +221,7 @@ def test_a_turned_knob_ends_what_the_last_run_said(in_tab, demo):
         await tab.load(demo())
         await run(tab)
         await tab.page.evaluate(TURN, [SVG2, "preset", "quality"])
-        assert "quality: top-p 0.7" in (await tab.panel(SVG2))["text"] and (await tab.panel(SVG2))["state"] == "idle"
+        assert "quality: density 10%" in (await tab.panel(SVG2))["text"] and (await tab.panel(SVG2))["state"] == "idle"
         await tab.page.evaluate(NEW_SEED, SAMPLER)
         done, _ = await run(tab)
         # Switched off without a touch of the widget's callback, as by a link: the server says so.

@@ -173,7 +173,7 @@ def merged(near, logsumexp, far, share):
 def by_error(q_means, k_means, q_sizes, k_sizes, moments, density, scale, dropped):
     """The map of one head, pair by pair: `selected` bool `[Cq, Ck]`, and `margin`: how near the last pair taken is to the
     first one left out, in worth. moments: values, log_mass, variance, spread."""
-    values, log_mass, variance, spread = (x.double() for x in moments)
+    _, log_mass, variance, spread = (x.double() for x in moments)
     logits = scale * q_means.double() @ k_means.double().T + k_sizes.double().log() + log_mass
     mass = logits.softmax(1)
     worth = {}

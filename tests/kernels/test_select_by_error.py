@@ -1,5 +1,7 @@
 """select_by_error against fp64, pair by pair."""
 
+from itertools import pairwise
+
 import brute_force
 import cases
 import pytest
@@ -50,7 +52,7 @@ def test_density_is_reached_and_never_passed(density):
 def test_more_density_keeps_what_less_took():
     q_groups, k_groups, known = made(3)
     maps = [select_by_error(q_groups, k_groups, known, density=d, scale=SCALE) for d in (0.02, 0.1, 0.3, 0.8, 1.0)]
-    for (less, error), (more, lower) in zip(maps, maps[1:], strict=False):
+    for (less, error), (more, lower) in pairwise(maps):
         assert (more | ~less).all() and (more & ~less).any()
         assert (lower < error).all()
     assert (maps[-1][1] == 0).all()

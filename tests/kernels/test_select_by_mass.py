@@ -7,8 +7,8 @@ import brute_force
 import cases
 import pytest
 import torch
-from svg2_pack.svg2_core.ops.select import select_by_mass
 from svg2_pack.svg2_core.ops.kmeans import Clusters
+from svg2_pack.svg2_core.ops.select import select_by_mass
 
 
 def groups(centroids: torch.Tensor, sizes: torch.Tensor, device) -> Clusters:

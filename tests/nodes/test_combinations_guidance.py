@@ -172,8 +172,9 @@ def test_regional_conditioning(model, svg2, name, how):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, monkeypatch):
     """ConditioningSetTimestepRange: the second prompt has no past of its own, and takes the first one's."""
-    import nodes
     from svg2_pack.nodes import patch
+
+    import nodes
 
     first, second = text(name), text(name, seed=5)
     in_range = nodes.ConditioningSetTimestepRange().set_range

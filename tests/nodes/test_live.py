@@ -242,3 +242,43 @@ def test_no_read_of_a_tensor_for_the_messages(wan, svg2, queued, listener, monke
 
     silent, told = reads(svg2(wan, **SPARSE)[0]), reads(queued(wan, **SPARSE)[0])
     assert told == silent and len(listener.sent) == STEPS + 1
+
+
+def test_a_run_without_dense_calls_times_one_for_comparison(wan, svg2, monkeypatch):
+    """In its second sparse step, once; the answer stays the sparse one. Where the run has dense calls of its own, none is made."""
+    from svg2_pack.nodes import patch
+
+    for inputs, extra in (({"warmup_steps": 0, "dense_blocks": ""}, 1), ({"warmup_steps": 1, "dense_blocks": ""}, 0), ({"warmup_steps": 0, "dense_blocks": "0"}, 0)):
+        calls, whole = [], patch._delegate
+
+        def noted(call, dense, func, watch, whole=whole, calls=calls):
+            if watch is not None:
+                calls.append(call.step)
+            return whole(call, dense, func, watch)
+
+        monkeypatch.setattr(patch, "_delegate", noted)
+        patched, stats = svg2(wan, **inputs)
+        first = tiny_wan.sample(patched, steps=STEPS)
+        report = stats.latest()
+        assert len(calls) == sum(report.dense_calls.values()) + extra
+        assert calls == [1] or not extra
+        assert report.attention_speedup == report.dense_call_ms / report.sparse_call_ms > 0
+        monkeypatch.undo()
+        assert torch.equal(tiny_wan.sample(patched, steps=STEPS), first)
+
+
+def test_a_comparison_that_does_not_fit_is_done_without(wan, svg2, monkeypatch):
+    from svg2_pack.nodes import patch
+
+    def short(call, dense, func, watch):
+        if watch is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(call, dense, func, watch)
+
+    whole = patch._delegate
+
+    patched, stats = svg2(wan)
+    expected = tiny_wan.sample(patched, steps=STEPS)
+    monkeypatch.setattr(patch, "_delegate", short)
+    assert torch.equal(tiny_wan.sample(patched, steps=STEPS), expected)
+    assert stats.latest().attention_speedup is None and stats.latest().dense_calls == {}

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("queue")  # one host, set up once
 # As the editor sends it: every input, advanced ones too.
 AUTO = {"enabled": True, "preset": "auto", "q_clusters": 0, "k_clusters": 0, "top_p": 0.0, "warmup_steps": -1,
         "min_k_ratio": -1.0, "kmeans_init_iters": 0, "kmeans_iters": 0, "end_percent": 1.0, "dense_blocks": "auto",
-        "min_tokens": 0, "compensation": "auto", "backend": "auto", "dense_attention": "auto"}  # fmt: skip
+        "min_tokens": 0, "compensation": "auto", "backend": "auto", "dense_attention": "auto", "density": 0.0}  # fmt: skip
 SPARSE = {"top_p": 0.3, "warmup_steps": 1, "dense_blocks": ""}
 STEPS = 3
 BEHIND = {"svg2", "sampler", "latent", "decode", "save"}  # what depends on the node SVG2SparseAttention

@@ -133,7 +133,7 @@ def test_a_run_that_announces_nothing(show):
 
 def test_speed_is_told_where_it_means_something(show):
     _, text, _ = show(RUN)
-    assert "attention: 4.00x faster than this run's dense calls (2.00 ms instead of 8.00 ms a call)" in text
+    assert "attention: 4.00x faster than a dense call in this run (2.00 ms instead of 8.00 ms a call)" in text
     assert "steps: 2.10x faster" in text and "settings: preset balanced, top_p 0.8, dense_blocks none" in text
     on_cpu = show(replace(RUN, device="cpu"))[1]
     assert "faster" not in on_cpu and "not meaningful" in on_cpu
@@ -145,10 +145,10 @@ def test_slower_is_not_faster(show):
 
     slow = replace(RUN, attention_speedup=0.5, step_speedup=0.8, sparse_call_ms=16.0)
     text = show(slow)[1]
-    assert "attention: 2.00x slower than this run's dense calls (16.00 ms instead of 8.00 ms a call)" in text
+    assert "attention: 2.00x slower than a dense call in this run (16.00 ms instead of 8.00 ms a call)" in text
     assert "steps: 1.25x slower than this run's dense steps" in text and "faster" not in text
-    assert "attention 2.0x slower than this run's dense calls" in headline(slow)[0]
-    assert "attention 4.0x faster than this run's dense calls" in headline(RUN)[0]
+    assert "attention 2.0x slower than a dense call in this run" in headline(slow)[0]
+    assert "attention 4.0x faster than a dense call in this run" in headline(RUN)[0]
 
 
 def test_notices_are_told(show):

@@ -48,9 +48,9 @@ def call():
 
     from shapes import TINY
     from svg2_pack.svg2_core import Layout
-    from svg2_pack.svg2_core.ops.select import select_by_mass
     from svg2_pack.svg2_core.ops.dynamic_attention import dynamic_attention
     from svg2_pack.svg2_core.ops.kmeans import kmeans
+    from svg2_pack.svg2_core.ops.select import select_by_mass
     from verify import sample_rows
 
     shape = replace(TINY, grid=(3, 6, 8))
