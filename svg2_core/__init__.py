@@ -1,6 +1,6 @@
-"""Semantic-aware sparse attention (Sparse VideoGen2, arXiv 2505.18875) with centroid compensation.
+"""Semantic-aware sparse attention (Sparse VideoGen2, arXiv 2505.18875) with a far field of first order.
 
-`svg2_attention` in `attention.py` is one call of the algorithm; `ops/` holds its three operations. Nothing here
+`svg2_attention` in `attention.py` is one call of the algorithm; `ops/` holds its five stages. Nothing here
 imports ComfyUI: the package works in any program that has queries, keys and values.
 """
 

@@ -29,16 +29,19 @@ _PAPER = SVG2Config(
     dense_blocks="0",
 )
 
-# Measured on the shipped checkpoint (3,120 tokens, 20 steps, PSNR against the dense sample), tests/benchmarks/presets.md;
-# all of it awaits confirmation on the real models:
-# - top_p 0.3 / 0.5 / 0.7 with centroids: density 9% / 18% / 32%, 33.4 / 35.1 / 37.3 dB. Dropping at 33%: 29.5 dB.
-# - min_k_ratio: 0 costs 0.7 dB at top_p 0.3 against 0.03; 0.1 gains 1.3 dB for half as much density again.
-# - Warm-up of 1, 2 or 4 steps: 34.8 / 35.1 / 35.0 dB. "quality" keeps the paper's fifth all the same: a small model cannot
-#   speak for how the real ones settle their layout.
-# - Block 0 sparse costs 6.6 dB: it stays dense, as in the paper.
-# - Key clusters of 65 / 32 / 16 tokens: 33.6 / 35.1 / 36.4 dB; 32 bounds the cost of clustering, and the paper's 1000 is
-#   the most. Query clusters of half to twice the paper's rule: 34.9 to 35.1 dB.
-# - k-means with 2 + 1, 10 + 2, 50 + 2 iterations: 34.8 / 35.1 / 35.0 dB.
+# Measured on the shipped checkpoint (3,120 tokens, 20 steps, two clips with two seeds each, mean PSNR against the dense
+# sample), tests/benchmarks/presets.md; all of it awaits confirmation on the real models:
+# - Density 1 / 2 / 3 / 5 / 9 / 10 / 20%, every call sparse: 32.3 / 37.5 / 39.7 / 42.3 / 45.4 / 45.8 / 48.4 dB. Before the far
+#   field of first order, 17% with block 0 and two steps dense: 33.4 dB.
+# - Block 0 at the others' density costs 3.4 dB, at two to three times theirs nothing; dense it gains 2.8 dB for 15% more
+#   work, where as much work in density gains 6. So it has a larger share and no block is dense.
+# - Warm-up of 1 / 2 / 4 steps: +0.4 / +0.4 / +1.5 dB for 5 / 9 / 18% more work: density is the better use of it. None.
+# - Key clusters of 64 / 32 / 16 / 8 tokens: 36.2 / 39.6 / 42.3 / 45.1 dB; 16 bounds the cost of the stand-ins, and the paper's
+#   1000 is the most. Twice the query clusters: +2.3 dB here, where they are of 51 tokens; 2 to 4% of the error at 32,760.
+# - k-means with 2 + 1, 8 + 1, 8 + 2, 20 + 1 iterations: 42.5 / 42.3 / 43.0 / 42.5 dB.
+# - 0 / 8 / 16 / 32 directions of variance: 41.6 / 42.3 / 42.3 / 42.3 dB; a metric in 16 / 32 / 64 directions: 41.9 / 42.3 /
+#   42.1 dB, none 40.9; renewed at the first sparse step alone: 41.4.
+# - top_p and min_k_ratio serve a backend that has no choice by density.
 _BALANCED = SVG2Config(
     density=0.05,
     top_p=0.5,

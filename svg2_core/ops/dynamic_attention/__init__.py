@@ -1,4 +1,4 @@
-"""Attention over the selected pairs of query and key clusters."""
+"""Near field and centroids in one: what the GPU kernels serve until they have the stages of near_field and far_field."""
 
 from typing import NamedTuple
 
