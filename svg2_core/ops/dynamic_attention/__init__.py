@@ -7,6 +7,7 @@ import torch
 from ...layout import Layout
 from .. import registry
 from ..kmeans import Clusters
+from ..near_field import check_call
 
 
 class Tail(NamedTuple):
@@ -45,24 +46,7 @@ def dynamic_attention(
     Raises ValueError where shapes disagree.
     Source: SVG2 (arXiv 2505.18875), section 4.3; the tail is this project's (DESIGN: compensation).
     """
-    b, h, n, _ = q.shape
-    if k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"dynamic_attention: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
-    layout.check(n)
-    if layout.text_bias is not None and layout.text_bias.shape[0] != b:
-        raise ValueError(f"dynamic_attention: layout.text_bias has {layout.text_bias.shape[0]} rows, the call has {b}")
-    for name, clusters in (("q_clusters", q_clusters), ("k_clusters", k_clusters)):
-        if clusters.order.shape != (b, h, layout.video_len):
-            raise ValueError(
-                f"dynamic_attention: {name} orders {list(clusters.order.shape)} do not fit {[b, h, layout.video_len]}"
-            )
-    expected = (b, h, q_clusters.offsets.shape[-1] - 1, k_clusters.offsets.shape[-1] - 1)
-    if block_map.shape != expected or block_map.dtype != torch.bool:
-        raise ValueError(f"dynamic_attention: block_map must be bool {list(expected)}, got {list(block_map.shape)}")
-    if out is None:
-        out = torch.empty_like(q)
-    elif out.shape != q.shape or out.dtype != q.dtype:
-        raise ValueError(f"dynamic_attention: out must be {q.dtype} {list(q.shape)}, got {out.dtype} {list(out.shape)}")
+    out = check_call("dynamic_attention", q, k, v, layout, q_clusters, k_clusters, block_map, out, "block_map")
     registry.implementation(__name__, backend).dynamic_attention(
         q, k, v, out, q_clusters, k_clusters, block_map, layout=layout, scale=scale, tail=tail
     )

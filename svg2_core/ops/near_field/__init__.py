@@ -33,28 +33,37 @@ def near_field(
     Raises ValueError where shapes disagree.
     Source: SVG2 (arXiv 2505.18875), section 4.3.
     """
-    b, h, n, _ = q.shape
-    if k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"near_field: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
-    layout.check(n)
-    if layout.text_bias is not None and layout.text_bias.shape[0] != b:
-        raise ValueError(f"near_field: layout.text_bias has {layout.text_bias.shape[0]} rows, the call has {b}")
-    check_selection("near_field", q_clusters, k_clusters, selected, (b, h, layout.video_len))
-    if out is None:
-        out = torch.empty_like(q)
-    elif out.shape != q.shape or out.dtype != q.dtype:
-        raise ValueError(f"near_field: out must be {q.dtype} {list(q.shape)}, got {out.dtype} {list(out.shape)}")
+    out = check_call("near_field", q, k, v, layout, q_clusters, k_clusters, selected, out)
     logsumexp = registry.implementation(__name__, backend).near_field(
         q, k, v, out, q_clusters, k_clusters, selected, layout=layout, scale=scale
     )
     return out, logsumexp
 
 
-def check_selection(name: str, q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, tokens) -> None:
-    """Raise ValueError, in the name of an operation, unless clusters and map fit `tokens` (B, H, V) and each other."""
+def check_call(name: str, q, k, v, layout: Layout, q_clusters, k_clusters, selected, out, selection: str = "selected") -> torch.Tensor:
+    """Raise ValueError, in the name of an operation, unless its arguments fit each other; -> `out`, made where it is None.
+
+    selection: what the operation calls its map of selected pairs.
+    """
+    b, h, n, _ = q.shape
+    if k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(f"{name}: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    layout.check(n)
+    if layout.text_bias is not None and layout.text_bias.shape[0] != b:
+        raise ValueError(f"{name}: layout.text_bias has {layout.text_bias.shape[0]} rows, the call has {b}")
+    check_selection(name, q_clusters, k_clusters, selected, (b, h, layout.video_len), selection)
+    if out is None:
+        return torch.empty_like(q)
+    if out.shape != q.shape or out.dtype != q.dtype:
+        raise ValueError(f"{name}: out must be {q.dtype} {list(q.shape)}, got {out.dtype} {list(out.shape)}")
+    return out
+
+
+def check_selection(name: str, q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, tokens, selection="selected") -> None:
+    """The same for clusters and map: they must fit `tokens` (B, H, V) and each other."""
     for role, clusters in (("q_clusters", q_clusters), ("k_clusters", k_clusters)):
         if clusters.order.shape != tokens:
             raise ValueError(f"{name}: {role} orders {list(clusters.order.shape)} do not fit {list(tokens)}")
     expected = (*tokens[:2], q_clusters.offsets.shape[-1] - 1, k_clusters.offsets.shape[-1] - 1)
     if selected.shape != expected or selected.dtype != torch.bool:
-        raise ValueError(f"{name}: selected must be bool {list(expected)}, got {selected.dtype} {list(selected.shape)}")
+        raise ValueError(f"{name}: {selection} must be bool {list(expected)}, got {selected.dtype} {list(selected.shape)}")
