@@ -303,7 +303,7 @@ def _attend(
             if comfy.model_management.is_oom(error) or "can't allocate memory" in str(error):  # the latter is the CPU's
                 if run.cache.drop(q.device):
                     continue
-                heads = heads or default_heads(q, layout, config)
+                heads = heads or default_heads(q, layout, config, backend)
                 if heads == 1:
                     return Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0])
                 # Another thread may have halved it meanwhile: that it did so is no reason to give up.

@@ -18,6 +18,7 @@ from .ops.moments import Moments, moments
 from .ops.near_field import near_field
 from .ops.select import select_by_error, select_by_mass
 from .ops.workspace import heads_that_fit
+from .threads import side_by_side
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,18 @@ def svg2_attention(
     _check(q, k, v, layout, config, warm, heads_at_a_time)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.empty_like(q)
-    step = heads_at_a_time or default_heads(q, layout, config)
+    step = heads_at_a_time or default_heads(q, layout, config, backend)
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
+
+
+    def answer(heads: slice) -> _Part:
+        some = [x[:, heads] for x in (q, k, v)]
+        if backend == "sdpa":  # reads every token several times, in the clusters' order
+            some = [x.contiguous() for x in some]
+        return _heads(*some, out[:, heads], layout, config, warm, scale, backend, heads)
+
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        parts = [_heads(q, k, v, out, layout, config, warm, scale, backend, heads) for heads in chunks]
+        parts = side_by_side(answer, chunks) if backend == "sdpa" and q.is_cpu else [answer(heads) for heads in chunks]
     rows = zip(*(part.centroids for part in parts), strict=True)
     pairs = torch.cat([part.pairs for part in parts], 1)
     tokens, video = q.shape[2], layout.video_len
@@ -103,8 +112,10 @@ def _check(q, k, v, layout, config, warm, heads_at_a_time) -> None:
         raise ValueError(f"heads_at_a_time must be at least 1, got {heads_at_a_time}")
 
 
-def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config) -> int:
-    """How many heads `svg2_attention` takes at a time: on a GPU, as many as the work memory allows."""
+def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config, backend: str) -> int:
+    """How many heads `svg2_attention` takes at a time: on a GPU, as many as the work memory allows; sdpa takes each by itself."""
+    if backend == "sdpa":
+        return 1
     if q.device.type == "cpu":
         return q.shape[1]
     fit = heads_that_fit(layout.video_len, *config.cluster_counts(layout.video_len), q.shape[3], q.shape[0])
@@ -124,8 +135,7 @@ class _Part:
 
 
 def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
-    """Answer some heads of the call into their part of `out`."""
-    q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
+    """Answer some heads of the call, of which these are the q, k, v, into their part of `out`."""
     video = [x[:, :, layout.video] for x in (q, k, v)]
 
     # 1. Queries and keys are grouped by meaning, each on its own.

@@ -5,7 +5,7 @@ import torch
 from .cache import Centroids
 from .config import SVG2Config
 from .ops.kmeans import Clusters, cluster_means, kmeans
-from .ops.kmeans.metric import Space, finite, project, spaces
+from .ops.kmeans.metric import Space, centre, finite, project, spaces
 
 _QUERY, _KEY = 0, 1
 
@@ -27,32 +27,31 @@ def cluster(
     """
     counts = config.cluster_counts(q.shape[2])
     rank = min(config.metric_directions, q.shape[3])
-    rows = [_spaces(q[i], k[i], w, rank, scale) if rank else (None, None) for i, w in enumerate(warm)]
+    rows = [_in_spaces(q[i], k[i], past, rank, scale) if rank else [(None, None)] * 2 for i, past in enumerate(warm)]
     found, past = [], []
     for role, (x, n_clusters) in enumerate(zip((q, k), counts, strict=True)):
-        heads = [row[role] for row in rows]  # for each row, its heads' spaces, or None
-        points = torch.stack([_project(x[i], heads[i]) for i in range(len(x))]) if rank else x
-        starts = [_start(w, role, points, n_clusters, row) for w, row in zip(warm, heads, strict=True)]
+        points = torch.stack([row[role][1] for row in rows]) if rank else x
+        starts = [_start(w, role, points, n_clusters, row[role][0]) for w, row in zip(warm, rows, strict=True)]
         groups = _kmeans(points, n_clusters, starts, config, role, first_head, backend)
         past.append(groups.centroids)
         if rank:
             # A token that is not finite shows in its own answer; it must not spoil those of its cluster.
             groups = groups._replace(centroids=finite(cluster_means(x, groups, backend=backend)))
         found.append(groups)
-    projections = [[heads and torch.stack([space.projection for space in heads]) for heads in row] for row in rows]
+    projections = [[heads and torch.stack([space.projection for space in heads]) for heads, _ in row] for row in rows]
     return *found, [Centroids.pack(past[0][i], past[1][i], *projections[i]) for i in range(len(q))]
 
 
-def _spaces(q, k, past: Centroids | None, rank: int, scale: float) -> tuple[list[Space], list[Space]]:
-    """Of one row's heads `[H, N, D]`: the spaces of queries, and of keys. Made anew at each call: what the model looks for
-    changes as the noise goes."""
+def _in_spaces(q, k, past: Centroids | None, rank: int, scale: float):
+    """Of one row's heads `[H, N, D]`, for queries and for keys: the heads' spaces, and the tokens there `[H, N, W]`. The spaces
+    are made anew at each call: what the model looks for changes as the noise goes."""
     known = None if past is None else past.projections_for(q, rank)
-    heads = [spaces(q[j], k[j], rank, scale, known and (known[0][j], known[1][j])) for j in range(len(q))]
-    return tuple(list(each) for each in zip(*heads, strict=True))
-
-
-def _project(x: torch.Tensor, heads: list[Space]) -> torch.Tensor:
-    return torch.stack([project(x[j], space.projection) for j, space in enumerate(heads)])
+    heads = []
+    for j in range(len(q)):
+        centred = centre(q[j]), centre(k[j])
+        found = spaces(*centred, rank, scale, known and (known[0][j], known[1][j]))
+        heads.append([(space, project(x, space.projection)) for x, space in zip(centred, found, strict=True)])
+    return [([head[role][0] for head in heads], torch.stack([head[role][1] for head in heads])) for role in (0, 1)]
 
 
 def _start(past: Centroids | None, role: int, points: torch.Tensor, n_clusters: int, heads: list[Space] | None):

@@ -88,6 +88,12 @@ def _torch_unsupported(call: Call) -> Refusal | None:
     return None
 
 
+def _sdpa_unsupported(call: Call) -> Refusal | None:
+    if call.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return Refusal(Reason.UNSUPPORTED_DTYPE, f"sdpa: {call.dtype} is not float16, bfloat16 or float32")
+    return None
+
+
 def _cuda_unsupported(call: Call) -> Refusal | None:
     return _prebuilt_unsupported("cuda", call, _cuda_missing)
 
@@ -137,10 +143,11 @@ _BACKENDS = {
     "cuda": Backend("cuda", _cuda_unsupported),
     "cuda_fa3": Backend("cuda_fa3", _cuda_fa3_unsupported),
     "triton": Backend("triton", _triton_unsupported),
+    "sdpa": Backend("sdpa", _sdpa_unsupported),
     "torch": Backend("torch", _torch_unsupported),
 }
 NAMES = tuple(_BACKENDS)  # what a user may ask for
-_WITH_FAR_FIELD = ("torch",)
+_WITH_FAR_FIELD = ("sdpa", "torch")
 
 log = logging.getLogger("svg2")
 _retired: dict[str, str] = {}

@@ -2,10 +2,15 @@
 
 import torch
 
+from ..exact_rows import ExactRows
 from ..layout import Layout
 from .dynamic_attention import Tail, dynamic_attention
+from .far_field import far_field
 from .kmeans import Clusters, cluster_means, kmeans
-from .select import select_by_mass
+from .moments import Moments, moments
+from .near_field import near_field
+from .registry import has_far_field
+from .select import select_by_error, select_by_mass
 
 
 def self_test(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
@@ -26,6 +31,45 @@ def _run(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
         _check("kmeans", groups.centroids, cluster_means(x[:, :, layout.video].cpu(), _to_cpu(groups)), tolerance)
         if not torch.equal(groups.order.cpu().sort(-1).values, torch.arange(301, dtype=torch.int32).expand(1, 2, -1)):
             raise RuntimeError("kmeans: the order is not a permutation of the tokens")
+    if has_far_field(backend):
+        _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend)
+    else:
+        _one_kernel(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend)
+
+
+def _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend) -> None:
+    """The stages after clustering, one upon the other, each compared with plain torch on what it was given."""
+    on_cpu = [x.float().cpu() for x in (q, k, v)]
+    theirs, expected_layout = (_to_cpu(q_groups), _to_cpu(k_groups)), Layout(11, 301)
+    video = [x[:, :, layout.video] for x in (q, k, v)]
+    settings = {"scale": scale, "directions": min(8, q.shape[3])}
+    known = moments(*video, q_groups, k_groups, backend=backend, **settings)
+    expected = moments(*(x[:, :, layout.video] for x in on_cpu), *theirs, **settings)
+    for name in ("values", "log_mass", "variance", "spread"):
+        _check(f"moments: {name}", getattr(known, name), getattr(expected, name), tolerance)
+    selected, _ = select_by_error(q_groups, k_groups, known, density=0.3, scale=scale, backend=backend)
+    expected, _ = select_by_error(*theirs, Moments(*(x.cpu() for x in known)), density=0.3, scale=scale)
+    _check("select_by_error", selected.float(), expected.float(), 0.2)  # a pair at the threshold may fall to either side
+    out, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, backend=backend)
+    expected = near_field(*on_cpu, *theirs, selected.cpu(), layout=expected_layout, scale=scale)
+    _check("near_field", out, expected[0], tolerance)
+    _check("near_field: logsumexp", logsumexp, expected[1], tolerance)
+    rows = torch.arange(0, 300, 30, device=q.device).expand(2, -1)
+    answers = torch.nn.functional.scaled_dot_product_attention(*(x.float() for x in video), scale=scale)[:, :, rows[0]]
+    given = {"scale": scale, "order": 1}
+    far_field(
+        q, k, v, out, logsumexp, q_groups, k_groups, known, selected,
+        layout=layout, exact=ExactRows(rows, answers), backend=backend, **given,
+    )  # fmt: skip
+    far_field(
+        *on_cpu, *expected, *theirs, Moments(*(x.cpu() for x in known)), selected.cpu(),
+        layout=expected_layout, exact=ExactRows(rows.cpu(), answers.cpu()), **given,
+    )  # fmt: skip
+    _check("far_field", out, expected[0], tolerance)
+
+
+def _one_kernel(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend) -> None:
+    """Selection by mass, and the kernel that does near field and centroids in one."""
     settings = {"top_p": 0.5, "min_k_ratio": 0.1, "scale": scale}
     selected = select_by_mass(q_groups, k_groups, backend=backend, **settings)
     expected = select_by_mass(_to_cpu(q_groups), _to_cpu(k_groups), **settings)

@@ -13,8 +13,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Triton has no macOS build. The prebuilt CUDA kernels run natively on a GPU, and in an emulator without one.
-BACKENDS = ["torch", "triton", "cuda", "cuda_fa3"] if importlib.util.find_spec("triton") else ["torch"]
+BACKENDS = ["torch", "sdpa", "triton", "cuda", "cuda_fa3"] if importlib.util.find_spec("triton") else ["torch", "sdpa"]
 PREBUILT = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}
+# The stages of the far field, which not all backends have, are tested by what they do without naming one: here it is named.
+WITH_FAR_FIELD = ["torch", "sdpa"]
+OF_THE_FAR_FIELD = {"test_moments", "test_select_by_error", "test_near_field", "test_far_field", "test_first_order_call"}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -32,9 +35,34 @@ _SLOW_WHEN_INTERPRETED = {
 }
 
 
+def pytest_generate_tests(metafunc):
+    if metafunc.module.__name__.rpartition(".")[2] in OF_THE_FAR_FIELD:
+        # The near field once more as it runs on devices whose fused attention gives no logsumexp.
+        public = ["sdpa_public"] if metafunc.module.__name__.endswith("near_field") else []
+        metafunc.fixturenames.append("default_backend")
+        metafunc.parametrize("default_backend", [*WITH_FAR_FIELD, *public], indirect=True)
+
+
+@pytest.fixture
+def default_backend(request, monkeypatch) -> str:
+    """The backend that the stages of the far field, and a whole call, take where none is named."""
+    from svg2_pack.svg2_core.attention import svg2_attention
+    from svg2_pack.svg2_core.ops.far_field import far_field
+    from svg2_pack.svg2_core.ops.moments import moments
+    from svg2_pack.svg2_core.ops.near_field import near_field
+    from svg2_pack.svg2_core.ops.select import select_by_error
+
+    backend = request.param.removesuffix("_public")
+    if backend != request.param:
+        monkeypatch.setattr("svg2_pack.svg2_core.ops.near_field.fused._CPU", None)
+    for function in (svg2_attention, far_field, moments, near_field, select_by_error):
+        monkeypatch.setitem(function.__kwdefaults__, "backend", backend)
+    return backend
+
+
 def pytest_collection_modifyitems(items):
     """Leave out what a backend does not do; and, without a GPU, what Triton's interpreter cannot do, or not in time."""
-    items[:] = [item for item in items if not _not_for_cuda(item)]
+    items[:] = [item for item in items if not _not_for_cuda(item) and not _not_for_sdpa(item)]
     if os.environ.get("TRITON_INTERPRET") == "1":
         items[:] = [item for item in items if not _not_for_the_interpreter(item)]
 
@@ -47,6 +75,12 @@ def _not_for_cuda(item) -> bool:
         or parameters.get("dtype") == torch.float32
         or parameters.get("d", 64) not in (64, 128)
     )
+
+
+def _not_for_sdpa(item) -> bool:
+    """It has no kernel that does near field and stand-ins in one, and for norms and rotary embedding torch's own are at hand."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("backend") == "sdpa" and item.path.stem in ("test_dynamic_attention", "test_large_offsets", "test_norm_rope")
 
 
 def _not_for_the_interpreter(item) -> bool:

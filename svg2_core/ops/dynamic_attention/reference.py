@@ -2,9 +2,8 @@
 
 import torch
 
-from ..far_field.reference import StandIns
+from ..far_field.reference import StandIns, merge_by_rows
 from ..near_field.reference import near_field
-from ..segments import labels_in_order
 
 
 def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout, scale, tail):
@@ -14,7 +13,7 @@ def dynamic_attention(q, k, v, out, q_clusters, k_clusters, block_map, *, layout
     for i in range(q.shape[0]):
         for j in range(q.shape[1]):
             bias = tail.biases[i, j].expand(block_map.shape[2:]).masked_fill(block_map[i, j], -torch.inf)
-            StandIns(scale * tail.keys[i, j], tail.values[i, j], bias).merge(
-                q[i, j, layout.video], out[i, j, layout.video], logsumexp[i, j],
-                q_clusters.order[i, j].long(), labels_in_order(q_clusters.offsets[i, j]), None,
+            merge_by_rows(
+                StandIns(scale * tail.keys[i, j], tail.values[i, j], bias),
+                q[i, j, layout.video], out[i, j, layout.video], logsumexp[i, j], q_clusters.order[i, j], q_clusters.offsets[i, j], None,
             )  # fmt: skip

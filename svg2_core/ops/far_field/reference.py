@@ -8,12 +8,17 @@ from ..kmeans.metric import finite
 from ..segments import labels_in_order
 
 _ROWS = 4096  # queries at a time: with 1,000 key clusters, 16 MB of logits
-_MOST_VARIANCE = 2.0  # of the logits' term of variances: where attention is very sharp, more of it does harm
+MOST_VARIANCE = 2.0  # of the logits' term of variances: where attention is very sharp, more of it does harm
 _MOST_SHARE = 1.5  # of the matrix A
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected, *, layout, scale, order, exact):
+def far_field(
+    q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected, *,
+    layout, scale, order, exact, matrix=None, merge=None,
+):  # fmt: skip
+    """matrix, merge: how they are computed, by default as below."""
+    matrix, merge = matrix or matrix_of, merge or merge_by_rows
     shares = torch.zeros(q.shape[:2], dtype=torch.float32, device=q.device)
     video = layout.video
     for i in range(q.shape[0]):
@@ -24,20 +29,19 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
             # log 0 = -inf: an empty cluster weighs nothing. What is selected is computed exactly elsewhere.
             bias = k_offsets.diff().float().log().expand(selected.shape[2:]).masked_fill(selected[i, j], -torch.inf)
             head = StandIns(scale * k_centroids, m.values, bias)
+            args = q[i, j, video], out[i, j, video], logsumexp[i, j], q_order, q_offsets
             if order == 1:
                 head.bias = bias + m.log_mass
                 head.directions, head.variances = m.directions, 0.5 * m.direction_variances.T
                 head.at_centroids = (q_centroids @ m.directions).square()
                 weight = head.skipped_mass(q_centroids, q_offsets.diff())
-                head.matrix = scale * _matrix(k[i, j, video], v[i, j, video], k_order, k_offsets, k_centroids, m.values, weight)
-            args = q[i, j, video], out[i, j, video], logsumexp[i, j], q_order.long(), labels_in_order(q_offsets)
-            if order == 1:
+                head.matrix = scale * matrix(k[i, j, video], v[i, j, video], k_order, k_offsets, k_centroids, m.values, weight)
                 shares[i, j] = head.fit_share(*args, exact.rows[j], exact.out[i, j])
-            head.merge(*args, shares[i, j])
+            merge(head, *args, shares[i, j])
     return shares
 
 
-def _matrix(k, v, k_order, k_offsets, k_centroids, values, weight):
+def matrix_of(k, v, k_order, k_offsets, k_centroids, values, weight):
     """A^T `[D, D]` (keys by values), the C_j summed with the clusters' `weight`: one product over all keys."""
     labels, order = labels_in_order(k_offsets), k_order.long()
     dk = finite(k[order]) - k_centroids[labels]
@@ -77,7 +81,7 @@ class StandIns:
         logits = torch.addmm(self.bias[clusters], q, self.keys.T)
         if self.directions is not None:
             features = finite((q @ self.directions).square_() - self.at_centroids[clusters])
-            logits += (features @ self.variances).clamp_(-_MOST_VARIANCE, _MOST_VARIANCE)
+            logits += (features @ self.variances).clamp_(-MOST_VARIANCE, MOST_VARIANCE)
         largest = torch.maximum(logits.amax(1), logsumexp)[:, None]
         largest = torch.where(largest == -torch.inf, 0.0, largest)
         weights = logits.sub_(largest).exp_()
@@ -87,17 +91,23 @@ class StandIns:
         merged = torch.addmm(near_weight * near, weights, self.values) / total
         return merged, None if self.matrix is None else far_weight / total * (q @ self.matrix)
 
-    def fit_share(self, q, out, logsumexp, q_order, q_labels, rows, exact):
+    def fit_share(self, q, out, logsumexp, q_order, q_offsets, rows, exact):
         """The factor of A that fits the exact answers of some rows best."""
-        cluster_of = torch.empty_like(q_labels)
-        cluster_of[q_order] = q_labels
+        cluster_of = torch.empty(len(q_order), dtype=torch.long, device=q.device)
+        cluster_of[q_order.long()] = labels_in_order(q_offsets)
         merged, addition = self.parts(q[rows].float(), cluster_of[rows], out[rows].float(), logsumexp[rows])
         share = (addition * (exact - merged)).sum() / addition.square().sum()
         # 0 / 0: nothing was skipped, so that any share serves. Or the inputs are not finite, as the result will not be.
         return share.nan_to_num(1.0).clamp(0.0, _MOST_SHARE)
 
-    def merge(self, q, out, logsumexp, q_order, q_labels, share):
-        """Into `out` `[N, D]`, which holds the near field."""
-        for rows, clusters in zip(q_order.split(_ROWS), q_labels.split(_ROWS), strict=True):
-            merged, addition = self.parts(q[rows].float(), clusters, out[rows].float(), logsumexp[rows])
-            out[rows] = (merged if addition is None else torch.addcmul(merged, addition, share)).to(out.dtype)
+
+def merge_by_rows(head: StandIns, q, out, logsumexp, q_order, q_offsets, share):
+    """The stand-ins into `out` `[N, D]`, which holds the near field."""
+    merge_rows(head, q, out, logsumexp, q_order.long(), labels_in_order(q_offsets), share)
+
+
+def merge_rows(head: StandIns, q, out, logsumexp, rows, clusters, share):
+    """The same for some rows, of these clusters."""
+    for some, of in zip(rows.split(_ROWS), clusters.split(_ROWS), strict=True):
+        merged, addition = head.parts(q[some].float(), of, out[some].float(), logsumexp[some])
+        out[some] = (merged if addition is None else torch.addcmul(merged, addition, share)).to(out.dtype)

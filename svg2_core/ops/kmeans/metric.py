@@ -17,22 +17,47 @@ import torch
 ITERATIONS = 4
 
 
-def second_moment(x: torch.Tensor, centred: bool) -> torch.Tensor:
-    """E[x x^T] of one head's tokens `[N, D]`, or their covariance: fp64 `[D, D]`. A token that is not finite counts as zero.
+class Centred(NamedTuple):
+    """One head's tokens about their mean: fp32 `[N, D]`, and the mean `[D]`."""
+
+    tokens: torch.Tensor
+    mean: torch.Tensor
+
+
+def centre(x: torch.Tensor) -> Centred:
+    """Of tokens `[N, D]`, any float dtype. One that is not finite counts as zero."""
+    x = finite(x)
+    mean = x.mean(0)
+    return Centred(x - mean, mean)
+
+
+def second_moment(x: torch.Tensor) -> torch.Tensor:
+    """E[x x^T] of finite tokens `[N, D]` fp32: fp64 `[D, D]`.
 
     Products are fp32; the tokens' magnitude is taken out before, so that none underflows.
     """
-    x = finite(x)
-    if centred:
-        x = x - x.mean(0)
-    largest = x.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    if x.is_cpu and 1e-9 < largest_of(x) < 1e9:  # none can
+        return (x.T @ x).double() / len(x)
+    largest = largest_of(x).clamp_min(torch.finfo(torch.float32).tiny)
     x = x / largest
     return (x.T @ x).double() * (largest.double().square() / len(x))
 
 
+def largest_of(x: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude in x, 0-d; NaN where there is one."""
+    low, high = x.aminmax()
+    return torch.maximum(-low, high)
+
+
+_LARGEST = 1e9  # that statistics take: fp32 still holds its fourth power
+
+
 def finite(x: torch.Tensor) -> torch.Tensor:
-    """x in fp32 as statistics take it: zero for what is NaN or infinite, and at most 1e9, whose fourth powers fp32 still holds."""
-    return x.float().nan_to_num(0.0, 0.0, 0.0).clamp_(-1e9, 1e9)
+    """x in fp32 as statistics take it: zero for what is NaN or infinite, and at most 1e9. Not always a copy."""
+    x = x.float()
+    if x.is_cpu and x.numel() and largest_of(x) <= _LARGEST:  # a look costs less than a copy, and on a CPU no wait
+        return x
+    return x.nan_to_num(0.0, 0.0, 0.0).clamp_(-_LARGEST, _LARGEST)
 
 
 def leading_directions(covariance: torch.Tensor, metric: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,13 +107,13 @@ class Space(NamedTuple):
 
 
 def spaces(
-    q: torch.Tensor, k: torch.Tensor, rank: int, scale: float, past: tuple[torch.Tensor, torch.Tensor] | None = None
+    q: Centred, k: Centred, rank: int, scale: float, past: tuple[torch.Tensor, torch.Tensor] | None = None
 ) -> tuple[Space, Space]:
-    """The spaces of logits of one head's queries and keys `[N, D]`, in `rank` directions; past: the last call's projections."""
-    q_covariance, k_covariance = second_moment(q, centred=True), second_moment(k, centred=True)
-    metrics = (k_covariance, second_moment(q, centred=False))  # of queries, of keys
+    """The spaces of logits of one head's queries and keys, in `rank` directions; past: the last call's projections."""
+    q_covariance, k_covariance = second_moment(q.tokens), second_moment(k.tokens)
+    q_moment = q_covariance + q.mean.double()[:, None] * q.mean.double()
     found = []
-    for role, (covariance, metric) in enumerate(zip((q_covariance, k_covariance), metrics, strict=True)):
+    for role, (covariance, metric) in enumerate(((q_covariance, k_covariance), (k_covariance, q_moment))):
         projection = scale * leading_directions(covariance, metric, rank)[0]
         transfer = None if past is None else _transfer(past[role].double(), projection, covariance).float()
         found.append(Space(finite(projection), transfer))
@@ -104,10 +129,9 @@ def _transfer(old: torch.Tensor, new: torch.Tensor, covariance: torch.Tensor) ->
     return torch.cholesky_solve(old.T @ covariance @ new, factor)
 
 
-def project(x: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    """One head's tokens `[N, D]` in the space of a projection, about their mean: fp32 `[N, W]`.
+def project(x: Centred, projection: torch.Tensor) -> torch.Tensor:
+    """One head's tokens in the space of a projection, about their mean: fp32 `[N, W]`.
 
     About the mean, so that a common offset costs no digits, and the past stays good when the offset moves.
     """
-    x = finite(x)
-    return finite((x - x.mean(0)) @ projection)
+    return finite(x.tokens @ projection)

@@ -45,6 +45,6 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
     per_channel = [segment_mean(d.square(), offsets) for d, offsets in ((dq, q_offsets), (dk, k_offsets))]
     variance += scale**2 * per_channel[0] @ per_channel[1].T
 
-    for_keys, for_queries = leading_directions(second_moment(dk, centred=False), second_moment(q, centred=False), directions)
+    for_keys, for_queries = leading_directions(second_moment(dk), second_moment(finite(q)), directions)
     within = segment_mean((dk @ (scale * for_keys).float()).square(), k_offsets)
     return values, log_mass, variance, spread, for_queries.float(), within

@@ -32,7 +32,15 @@ def select_by_mass(
     return selected
 
 
-def select_by_error(q_clusters, k_clusters, moments, density, scale, dropped):
+def within_budget(worth: torch.Tensor, pairs: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
+    """Of entries `[M]`, worthiest first and ties in their order, those whose `pairs` (fp64) add up to `budget` at most."""
+    order = worth.argsort(descending=True, stable=True)
+    within = torch.empty_like(worth, dtype=torch.bool)
+    within[order] = pairs[order].cumsum(0) <= budget
+    return within
+
+
+def select_by_error(q_clusters, k_clusters, moments, density, scale, dropped, prefix=within_budget):
     b, h, c_q, c_k = moments.log_mass.shape
     selected = torch.empty(b, h, c_q, c_k, dtype=torch.bool, device=moments.log_mass.device)
     error = torch.empty(b, h, dtype=torch.float32, device=selected.device)
@@ -46,15 +54,16 @@ def select_by_error(q_clusters, k_clusters, moments, density, scale, dropped):
             else:
                 loss = mass * moments.variance[i, j].clamp_max(1).sqrt() * moments.spread[i, j]
                 worth = mass * moments.variance[i, j] * moments.spread[i, j] / k_sizes.clamp_min(1)
-            filled = (q_sizes > 0)[:, None] & (k_sizes > 0)
-            selected[i, j] = filled if density >= 1 else _worthiest(worth, filled, q_sizes, k_sizes, density, dropped)
-            skipped = torch.where(filled & ~selected[i, j], loss, 0.0)
+            there = (q_sizes > 0)[:, None] & (k_sizes > 0)
+            everything = density >= 1
+            selected[i, j] = there if everything else _worthiest(worth, there, q_sizes, k_sizes, density, dropped, prefix)
+            skipped = torch.where(there & ~selected[i, j], loss, 0.0)
             weight = q_sizes.float() / q_sizes.sum()
             error[i, j] = (weight @ skipped.square()).sum().sqrt()
     return selected, error
 
 
-def _worthiest(worth, filled, q_sizes, k_sizes, density, one_each):
+def _worthiest(worth, filled, q_sizes, k_sizes, density, one_each, prefix):
     # What is not a number (inputs that overflow) is better computed than represented.
     worth = torch.where(filled, worth.nan_to_num(torch.inf), -1.0)
     pairs = q_sizes.double()[:, None] * k_sizes.double()
@@ -62,8 +71,5 @@ def _worthiest(worth, filled, q_sizes, k_sizes, density, one_each):
     if one_each:
         chosen.scatter_(1, worth.argmax(1, keepdim=True), True)
         worth = torch.where(chosen, torch.inf, worth)  # they come first, and count
-    order = worth.flatten().argsort(descending=True, stable=True)
-    used = pairs.flatten()[order].cumsum(0)
-    within = torch.empty_like(filled).flatten()
-    within[order] = used <= density * q_sizes.sum().double() * k_sizes.sum().double()
-    return (within.view_as(filled) | chosen) & filled
+    budget = density * q_sizes.sum().double() * k_sizes.sum().double()
+    return (prefix(worth.flatten(), pairs.flatten(), budget).view_as(filled) | chosen) & filled

@@ -1,0 +1,44 @@
+"""Heads side by side on a CPU: a thread for each, that computes by itself.
+
+Most of a call's operations are too small, or too serial, to be shared well among the cores; whole heads are not.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+
+
+def side_by_side(work: Callable, items: Iterable) -> list:
+    """[work(item) for item in items], on as many threads as torch computes with or there are items; the first error is raised.
+
+    Each thread has its share of torch's threads, and the caller's gradient and inference modes. One item, or one thread, is
+    done by the caller.
+    """
+    items = list(items)
+    threads = torch.get_num_threads()
+    workers = min(len(items), threads)
+    if workers < 2:
+        return [work(item) for item in items]
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def one(item):
+        # Both are a thread's own, as the number of threads is.
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad and not inference):
+            return work(item)
+
+    try:
+        futures = [_pool(workers, threads // workers).submit(one, item) for item in items]
+        done = [future.exception() for future in futures]  # waits for all: none may outlive the call
+    finally:
+        torch.set_num_threads(threads)  # what the next new thread of the process starts with
+    for error in done:
+        if error is not None:
+            raise error
+    return [future.result() for future in futures]
+
+
+@lru_cache(maxsize=4)
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, "svg2", initializer=torch.set_num_threads, initargs=(threads,))
