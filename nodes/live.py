@@ -156,8 +156,8 @@ def reasons(stats: RunStats) -> list[dict]:
 
 
 def remarks(stats: RunStats) -> list[dict]:
-    """What ran sparse so far, but not as the settings ask."""
-    return [{"name": name, "sentence": sentence} for name, sentence in list(stats.remarks.items())]
+    """What ran sparse so far, but not as the settings ask or the user hopes."""
+    return [{"name": name, **remark._asdict()} for name, remark in list(stats.remarks.items())]
 
 
 def _mean(cells: list[float | None]) -> float | None:

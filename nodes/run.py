@@ -64,6 +64,9 @@ class Run:
         self.settings.handle.add(report)
         self.live.end(report, self.schedule.steps, self.stats)
         log.info(report.summary)
+        for name in ("steps_not_faster", "calls_not_faster"):
+            if name in self.stats.remarks:
+                log.warning("SVG2: %s", self.stats.remarks[name].sentence)
 
     def effective_settings(self) -> dict[str, object]:
         """What this run goes by, by the names of the node's inputs: knobs at auto resolved, clusters for its longest sequence."""

@@ -18,6 +18,11 @@ from .stopwatch import Stopwatch
 # Dense calls that were never candidates: they do not count in the share of sparse calls.
 _NOT_CANDIDATES = {Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN}
 
+WHAT_HELPS = (
+    "The fewer tokens, the less there is to gain: raise min_tokens, so that such videos stay dense, lower the density (preset "
+    "turbo), or switch the node off"
+)
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -115,6 +120,13 @@ def _known(entries: list[tuple[str, int, Figures]]) -> list[torch.Tensor]:
     return [x for *_, figures in entries for x in figures if x is not None]
 
 
+class Remark(NamedTuple):
+    """sentence: with its values; values: alone, for a sentence in another language."""
+
+    sentence: str
+    values: dict[str, str] = {}
+
+
 class RunStats:
     """Counters of one run, from one thread per GPU. Nothing here waits for the device before `report`, but for `read_with`."""
 
@@ -127,7 +139,7 @@ class RunStats:
         self.dense: Counter[Reason] = Counter()
         self.notices: dict[Reason, str] = {}
         self.details: dict[Reason, str] = {}  # of the first call of each reason
-        self.remarks: dict[str, str] = {}  # name -> sentence: what ran sparse, but not as the settings ask
+        self.remarks: dict[str, Remark] = {}  # by name
         self.cold: Counter[int] = Counter()  # by step, sparse calls whose clusters had no past
         self.text_share = 0.0
         self.device: str | None = None
@@ -181,11 +193,11 @@ class RunStats:
             self.backend = backend
             self.cold[step] += cold
 
-    def remark(self, name: str, sentence: str) -> bool:
-        """Note that calls run sparse otherwise than the settings ask; True the first time."""
+    def remark(self, name: str, sentence: str, **values: str) -> bool:
+        """Note that calls run sparse otherwise than the settings ask or the user hopes; True the first time."""
         with self._lock:
             first = name not in self.remarks
-            self.remarks.setdefault(name, sentence)
+            self.remarks.setdefault(name, Remark(sentence, values))
             return first
 
     def clusters(self, block: str, groups: Groups, grid: tuple[int, int, int]) -> None:
@@ -253,6 +265,20 @@ class RunStats:
         with self._lock:  # of a failed run, another GPU may still be in an evaluation
             return self._report(completed, settings or {})
 
+    def _not_faster(self, steps: dict[bool, float | None], dense_ms: float | None, sparse_ms: float | None) -> None:
+        """Remark on a run whose sparse attention took no less time than its dense one, whatever computed that. steps: seconds
+        of a dense and of a sparse one. With one sparse step there is nothing to go by: clusters start from nothing in it."""
+        if len(self.cold) < 2:
+            return
+        if (ratio := _ratio(steps[False], steps[True])) is not None and ratio <= 1:
+            sparse, dense = (f"{steps[kind]:.2f}" for kind in (True, False))
+            sentence = f"sparse steps were not faster than this run's dense steps: {sparse} s instead of {dense} s. {WHAT_HELPS}"
+            self.remarks["steps_not_faster"] = Remark(sentence, {"sparse": sparse, "dense": dense})
+        elif (ratio := _ratio(dense_ms, sparse_ms)) is not None and ratio <= 1:
+            sparse, dense = f"{sparse_ms:.1f}", f"{dense_ms:.1f}"
+            sentence = f"sparse attention was not faster than dense attention in this run: {sparse} ms instead of {dense} ms a call. {WHAT_HELPS}"
+            self.remarks["calls_not_faster"] = Remark(sentence, {"sparse": sparse, "dense": dense})
+
     def _report(self, completed: bool, settings: dict[str, object]) -> RunReport:
         seconds: Counter[int] = Counter()
         for step, watch in self._watches:
@@ -275,7 +301,8 @@ class RunStats:
         # Steps that ran: another node may have skipped some, and an interruption cut the last one short.
         ran = {step for _, step in (*cells, *self._reasons)}
         whole = [step for step in steps if step.index in ran][: None if completed else -1]
-        settled = {sparse: _settled(whole, sparse) for sparse in (False, True)}
+        settled = {sparse: _median(_settled(whole, sparse)) for sparse in (False, True)}
+        self._not_faster(settled, dense_ms, sparse_ms)
         return RunReport(
             tokens=self.tokens,
             density=_mean_of("density", values),
@@ -293,14 +320,17 @@ class RunStats:
             density_by_block_and_step=maps["density"],
             seconds=time.perf_counter() - self.began,
             completed=completed,
-            notices=[*(text for reason, text in self.notices.items() if not reason.expected), *self.remarks.values()],
+            notices=[
+                *(text for reason, text in self.notices.items() if not reason.expected),
+                *(remark.sentence for remark in self.remarks.values()),
+            ],
             reasons_by_block_and_step=[[self._reason(b, i) for i in indices] for b in self._labels],
             settings=settings,
             device=self.device,
             dense_call_ms=dense_ms,
             sparse_call_ms=sparse_ms,
             attention_speedup=_ratio(dense_ms, sparse_ms),
-            step_speedup=_ratio(_median(settled[False]), _median(settled[True])),
+            step_speedup=_ratio(settled[False], settled[True]),
             q_cluster_sizes=q_sizes,
             k_cluster_sizes=k_sizes,
             overlays=self.picture.labels(),

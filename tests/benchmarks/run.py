@@ -3,8 +3,9 @@
     python tests/benchmarks/run.py              all shapes; about half an hour on an H200
     python tests/benchmarks/run.py --quick      Wan 14B 720p at two densities, and the targets
     python tests/benchmarks/run.py --model      no GPU needed: floors and expected times (--gpu names one)
+    python tests/benchmarks/run.py --device cpu [--quick]      this machine's CPU: see on_cpu.py
 
-Needs torch and triton, an NVIDIA GPU, and no ComfyUI. Rows are appended to results/speed.csv (or --csv FILE) and, with
+Needs torch and triton, an NVIDIA GPU (or --device cpu), and no ComfyUI. Rows are appended to results/speed.csv (or --csv FILE) and, with
 --json FILE, written there; plot.py draws them and renews the README's table.
 """
 
@@ -140,11 +141,11 @@ class Bench:
 
     # Sparse
 
-    def heads(self) -> list[slice]:
+    def heads(self, backend: str) -> list[slice]:
         """The heads that a call takes at a time, as the whole call does."""
         from svg2_pack.svg2_core.attention import default_heads
 
-        step = default_heads(self.inputs[0][0], self.layout, self.config)
+        step = default_heads(self.inputs[0][0], self.layout, self.config, backend)
         return [slice(first, min(first + step, self.shape.heads)) for first in range(0, self.shape.heads, step)]
 
     def past(self, x: torch.Tensor) -> torch.Tensor:
@@ -156,7 +157,7 @@ class Bench:
         from svg2_pack.svg2_core.ops.kmeans import Clusters, kmeans
 
         parts = [kmeans(x[:, heads, self.layout.video], count, iterations=iterations, init=None if init is None else init[:, heads],
-                        seed=0, role=role, first_head=heads.start, backend=backend) for heads in self.heads()]  # fmt: skip
+                        seed=0, role=role, first_head=heads.start, backend=backend) for heads in self.heads(backend)]  # fmt: skip
         return Clusters(*(torch.cat(field, 1) for field in zip(*parts, strict=True)))
 
     def clusters(self, backend: str) -> None:
@@ -228,14 +229,14 @@ class Bench:
                                                          [(*q, *k) for q, k in self.groups]), density=got)
 
         def values(v, k_groups):
-            return [cluster_means(v[:, heads, self.layout.video], some(k_groups, heads), backend=backend) for heads in self.heads()]
+            return [cluster_means(v[:, heads, self.layout.video], some(k_groups, heads), backend=backend) for heads in self.heads(backend)]
 
         means = [(v, groups[1]) for (_, _, v), groups in zip(self.inputs, self.groups, strict=True)]
         self.add("compensation", backend, self.time(values, means), density=got)
 
         def attend(q, k, v, q_groups, k_groups, selected, tails):
             out = torch.empty_like(q)
-            for i, heads in enumerate(self.heads()):
+            for i, heads in enumerate(self.heads(backend)):
                 dynamic_attention(q[:, heads], k[:, heads], v[:, heads], some(q_groups, heads), some(k_groups, heads), selected[:, heads].contiguous(),
                                   layout=self.layout, scale=128**-0.5, tail=None if tails is None else tails[i], out=out[:, heads], backend=backend)  # fmt: skip
             return out
@@ -245,7 +246,7 @@ class Bench:
             for qkv, groups, selected in zip(self.inputs, self.groups, maps, strict=True):
                 tails = None
                 if compensation:
-                    parts = zip(self.heads(), values(qkv[2], groups[1]), strict=True)
+                    parts = zip(self.heads(backend), values(qkv[2], groups[1]), strict=True)
                     tails = [Tail(groups[1].centroids[:, h], value, groups[1].sizes[:, h].float().log()) for h, value in parts]
                 calls.append((*qkv, *groups, selected, tails))
             truth = sparse_rows(*self.inputs[0], self.shape, self.sampled, *self.groups[0], maps[0], compensation)
@@ -398,8 +399,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one shape, two densities")
     parser.add_argument("--model", action="store_true", help="print floors and expected times, and stop")
     parser.add_argument("--gpu", default="H200", choices=floors.GPUS, help="for --model")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tokens", type=int, nargs="+", help="of --device cpu: these sizes alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
-    parser.add_argument("--csv", type=Path, metavar="FILE", default=RESULTS / "speed.csv", help="append the rows there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="append the rows there (default: results/speed.csv, speed_cpu.csv)")
     parser.add_argument("--tiny", action="store_true", help="a shape that a CPU can do: tries the program, measures nothing")
     arguments = parser.parse_args()
     if arguments.model:
@@ -408,8 +411,16 @@ def main() -> None:
         if arguments.gpu in floors.HOPPER:
             print(floors.hopper_table(MAIN, DENSITIES, Q_CLUSTERS, arguments.gpu))
         return
+    if arguments.device == "cpu":
+        import on_cpu
+
+        load_pack()
+        rows = on_cpu.run(machine(torch.device("cpu")), arguments.quick, arguments.tokens, arguments.csv or RESULTS / "speed_cpu.csv")
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        return
     if not torch.cuda.is_available() and not arguments.tiny:
-        sys.exit("This needs an NVIDIA GPU that torch can use. Without one: --model for floors and expected times.")
+        sys.exit("This needs an NVIDIA GPU that torch can use. Without one: --device cpu, or --model for floors and expected times.")
     load_pack()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = machine(device)
@@ -427,7 +438,7 @@ def main() -> None:
         rows += one_shape(shape, densities, device, where, seconds)
     if not (arguments.quick or arguments.tiny):
         rows += query_cluster_sweep(device, where, seconds)
-    write(rows, arguments.csv)
+    write(rows, arguments.csv or RESULTS / "speed.csv")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if device.type == "cuda":

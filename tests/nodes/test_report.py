@@ -73,8 +73,7 @@ def test_a_sampled_run(wan, svg2, show):
         and "top_p 0.3" in text
     )
     assert "320 tokens" in text and "did not finish" not in text
-    if report.device == "cpu":
-        assert "speed is not meaningful on a CPU" in text and "faster" not in text
+    assert "attention: " in text and "than a dense call in this run" in text, "on a CPU, too"
     assert plots.shape == (3, 960, 1280, 3) and plots.min() >= 0 and plots.max() <= 1
     assert "attention error: " in text and f"block {max((1, 2), key=lambda b: sum(file['error_by_block_and_step'][b][1:]))} " in text
     assert set(report.overlays) == {"1", "2"}, "the last page shows a block that ran sparse"
@@ -135,8 +134,7 @@ def test_speed_is_told_where_it_means_something(show):
     _, text, _ = show(RUN)
     assert "attention: 4.00x faster than a dense call in this run (2.00 ms instead of 8.00 ms a call)" in text
     assert "steps: 2.10x faster" in text and "settings: preset balanced, top_p 0.8, dense_blocks none" in text
-    on_cpu = show(replace(RUN, device="cpu"))[1]
-    assert "faster" not in on_cpu and "not meaningful" in on_cpu
+    assert "attention: 4.00x faster" in show(replace(RUN, device="cpu"))[1]
     assert "faster" not in show(replace(RUN, attention_speedup=None, step_speedup=None))[1]
 
 

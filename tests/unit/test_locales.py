@@ -50,8 +50,10 @@ def test_every_reason_has_its_words():
 
 
 def test_every_remark_has_its_words():
-    code = (ROOT / "nodes/patch.py").read_text(encoding="utf-8")
-    assert read("en", "main.json")["svg2"]["remarks"].keys() == set(re.findall(r'\.remark\("(\w+)"', code)) != set()
+    code = "".join((ROOT / path).read_text(encoding="utf-8") for path in ("nodes/patch.py", "svg2_core/stats.py"))
+    named = set(re.findall(r'(?:\.remark\(|\.remarks\[)"(\w+)"', code))
+    words = read("en", "main.json")["svg2"]
+    assert words["remarks"].keys() == named != set() and words["remark_advice"].keys() <= named
 
 
 def test_every_word_the_front_end_asks_for_exists_and_is_used():

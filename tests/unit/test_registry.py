@@ -18,9 +18,25 @@ def reinstated():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("requested", ["auto", "torch"])
-def test_torch_takes_floats_on_a_cpu(requested, dtype):
-    assert registry.choose(requested, call(dtype)) == "torch"
+@pytest.mark.parametrize("requested, taken", [("auto", "sdpa"), ("sdpa", "sdpa"), ("torch", "torch")])
+def test_torch_takes_floats_on_a_cpu(requested, taken, dtype):
+    assert registry.choose(requested, call(dtype)) == taken
+
+
+def test_the_definition_serves_where_its_fast_form_does_not():
+    assert registry.choose("auto", call(torch.float64)) == "torch"
+    registry.retire("sdpa", RuntimeError("a wrong result"))
+    assert registry.choose("auto", call()) == "torch"
+
+
+def test_sdpa_by_name_is_tested_first(monkeypatch):
+    """A wrong result of one of its operations, whatever the device, and it serves nothing."""
+    from svg2_pack.svg2_core.ops.moments import sdpa
+
+    right = sdpa.moments
+    monkeypatch.setattr(sdpa, "moments", lambda *args: [x * 1.1 for x in right(*args)])
+    refusal = registry.choose("sdpa", call())
+    assert refusal.reason is Reason.KERNEL_FAILED and "moments: values" in refusal.detail
 
 
 def test_a_dtype_nobody_takes():

@@ -67,12 +67,12 @@ function totalLines(message) {
   return lines;
 }
 
-function speedLine({ attention_speedup: attention, step_speedup: step, device }) {
+function speedLine({ attention_speedup: attention, step_speedup: step }) {
   if (!attention) return null;
   const times = (ratio) => say(ratio >= 1 ? "panel.faster" : "panel.slower", { times: (ratio >= 1 ? ratio : 1 / ratio).toFixed(1) });
   const text = say("panel.attention_speed", { speed: times(attention) });
   const whole = step ? `; ${say("panel.step_speed", { speed: times(step) })}` : "";
-  return text + whole + (device === "cpu" ? ` ${say("panel.on_cpu")}` : "");
+  return text + whole;
 }
 
 function bars(blocks) {
@@ -96,9 +96,10 @@ function warning({ name, sentence, detail }) {
   return { text: say("panel.ran_dense", { why }), advice: has(`advice.${name}`) ? say(`advice.${name}`) : "" };
 }
 
-/** What ran sparse, but not as the settings ask. */
-function remark({ name, sentence }) {
-  return { text: has(`remarks.${name}`) ? say(`remarks.${name}`) : `${sentence}.`, advice: "" };
+/** What ran sparse, but not as the settings ask, or not faster. */
+function remark({ name, sentence, values }) {
+  const advice = has(`remark_advice.${name}`) ? say(`remark_advice.${name}`) : "";
+  return { text: has(`remarks.${name}`) ? say(`remarks.${name}`, values) : `${sentence}.`, advice };
 }
 
 const join = (...parts) => parts.filter(Boolean).join(" · ");
