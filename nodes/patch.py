@@ -276,6 +276,13 @@ def _remark(run: Run, backend: str) -> None:
         )
         if run.stats.remark("no_far_field", sentence):
             log.warning("SVG2: %s", sentence)
+    if backend == "sdpa" and run.stats.device != "cpu":
+        sentence = (
+            f"backend sdpa reads sizes from the {run.stats.device} device several times in every call, which waits for them; "
+            "how fast that is has been measured on CPUs only"
+        )
+        if run.stats.remark("sdpa_waits", sentence):
+            log.warning("SVG2: %s", sentence)
     if run.cache.refused:
         sentence = (
             f"not all clusters fit into the {run.cache.limit_bytes / 2**20:.0f} MiB kept between steps: "

@@ -56,7 +56,7 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Combo.Input("compensation", optional=True, options=["auto", *COMPENSATION], default="auto", advanced=True,
                     tooltip="What stands in for skipped groups. first_order: their mass, and how their mean value moves with the query. centroid: their mean alone. off: nothing, as in the paper."),
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
-                    tooltip="Which kernels compute the sparse calls. auto: the first that this GPU supports, in the order that measurements gave; nothing is measured yet, so Triton comes first."),
+                    tooltip="Which kernels compute the sparse calls. auto: on a GPU the first that it supports, in the order that measurements gave (nothing is measured yet, so Triton comes first); on a CPU sdpa, which is torch's own attention and products and runs by name on any device."),
                 io.Combo.Input("dense_attention", optional=True, options=["auto", "flash"], default="auto", advanced=True,
                     tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
                 # Last: files keep the values of a node's inputs by their places.

@@ -1,7 +1,7 @@
 """Write the graphs of workflows/ and their API twins anew: `python scripts/build_workflows.py`.
 
 The recipes are in scripts/workflows/recipes.py; the pictures beside the graphs are made by build_thumbnails.py.
-workflows/demo_wan.json, the demo's own, is written by hand.
+workflows/demo_wan.json and demo_wan_small.json, the demo's own, are written by hand.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class Server:
                     clock.progress(kind, data["node"], data["value"])
                     on_progress(kind, data["value"], data["max"])
                 elif event["type"] == "executing":
-                    clock.moved_on()
+                    clock.executing(prompt[data["node"]]["class_type"] if data["node"] in prompt else "")
                 elif event["type"] == "execution_error":
                     raise self._failure(
                         f"The node {data['node_type']} failed: {' '.join(data['exception_message'].split())}"
@@ -152,20 +152,33 @@ class StepClock:
 
     Counts from the end of a sampler's first step (loading the model and first-use costs are before it) to the sampler's
     own end: a GPU may still be busy with steps whose progress has been reported, but not when the next node starts.
+    `run` is all of it: seconds from a sampler's beginning to its end.
     """
 
     def __init__(self):
         self.seconds, self.steps, self._running = 0.0, 0, None
+        self.run, self._sampling_since = 0.0, None
+
+    def executing(self, kind: str) -> None:
+        """A node of this class begins; none ("") after the last one."""
+        self.moved_on()
+        self._sampling_since = time.perf_counter() if "Sampler" in kind else None
 
     def progress(self, kind: str, node: str, value: int) -> None:
         if "Sampler" not in kind:
             return
         if self._running is None or self._running[0] != node:
-            self.moved_on()
+            self._settle()
             self._running = (node, time.perf_counter(), value)
         self._last = value
 
     def moved_on(self) -> None:
+        if self._sampling_since is not None:
+            self.run += time.perf_counter() - self._sampling_since
+            self._sampling_since = None
+        self._settle()
+
+    def _settle(self) -> None:
         if self._running:
             _, began, first = self._running
             self.seconds += time.perf_counter() - began

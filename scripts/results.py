@@ -18,8 +18,8 @@ from svg2_core.metrics import psnr, rel_l2
 IDENTICAL_DB = 100.0  # stands for the infinite PSNR of equal pictures, which JSON cannot hold
 
 
-def read_run(folder: Path, name: str) -> tuple[torch.Tensor, list[dict]]:
-    """Frames `[F, H, W, 3]` in 0..1 and SVG2's reports, as SVG2DemoSave left them."""
+def read_run(folder: Path, name: str) -> tuple[torch.Tensor, dict]:
+    """Frames `[F, H, W, 3]` in 0..1; SVG2's reports and the name of the host's attention, as SVG2DemoSave left them."""
     frames = torch.from_numpy(np.load(folder / f"{name}.npy"))[..., :3]
     return frames, json.loads((folder / f"{name}.json").read_text())
 

@@ -18,6 +18,7 @@ from .ops.moments import Moments, moments
 from .ops.near_field import near_field
 from .ops.select import select_by_error, select_by_mass
 from .ops.workspace import heads_that_fit
+from .precision import widest
 from .threads import side_by_side
 
 
@@ -201,12 +202,12 @@ def exact_pairs(q_groups: Clusters, k_groups: Clusters, selected: torch.Tensor) 
     """Pairs of video tokens that are computed exactly: fp64 `[B, H]`."""
     keys = torch.where(selected, k_groups.sizes[:, :, None], 0).sum(-1)
     # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
-    return (q_groups.sizes.double() * keys).sum(-1)
+    return (q_groups.sizes.to(widest(keys.device)) * keys).sum(-1)
 
 
 def _relative(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
     """Relative L2 error of a call from its heads' squares."""
     if parts[0] is None:
         return None
-    error, norm = torch.cat(parts, 1).double().sum((0, 1))
+    error, norm = torch.cat(parts, 1).sum((0, 1), dtype=widest(parts[0].device))
     return (error / norm).sqrt().float()

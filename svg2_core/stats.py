@@ -124,7 +124,7 @@ class Remark(NamedTuple):
     """sentence: with its values; values: alone, for a sentence in another language."""
 
     sentence: str
-    values: dict[str, str] = {}
+    values: dict[str, str]
 
 
 class RunStats:

@@ -41,4 +41,10 @@ def side_by_side(work: Callable, items: Iterable) -> list:
 
 @lru_cache(maxsize=4)
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "svg2", initializer=torch.set_num_threads, initargs=(threads,))
+    return ThreadPoolExecutor(workers, "svg2", initializer=_begin, initargs=(threads,))
+
+
+def _begin(threads: int) -> None:
+    """A new thread takes the process's number of threads at its first look, even after it was given another: look first."""
+    torch.get_num_threads()
+    torch.set_num_threads(threads)

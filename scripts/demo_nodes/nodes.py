@@ -8,10 +8,12 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.latest import ComfyExtension, io
 from PIL import Image
 
 from . import codec
+from .decoder import decode as learned
 from .prompt import PROMPTS, prompt_vector
 
 CATEGORY = "model/patch/svg2/demo"
@@ -91,13 +93,18 @@ class DemoDecode(io.ComfyNode):
             node_id="SVG2DemoDecode",
             display_name="SVG2 Demo Decode",
             category=CATEGORY,
-            inputs=[io.Latent.Input("samples")],
+            inputs=[
+                io.Latent.Input("samples"),
+                io.Combo.Input("decoder", options=["codec", "learned"], default="codec", optional=True),
+            ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, samples) -> io.NodeOutput:
+    def execute(cls, samples, decoder="codec") -> io.NodeOutput:
         latents = comfy.latent_formats.Wan21().process_in(samples["samples"].float().cpu())
+        if decoder == "learned":
+            return io.NodeOutput(learned(latents[0]))
         frames = codec.decode(latents[0]).movedim(-1, 1)
         frames = torch.nn.functional.interpolate(frames, scale_factor=SPATIAL // codec.BLOCK, mode="bicubic")
         return io.NodeOutput(frames.movedim(1, -1).clamp(0, 1).contiguous())
@@ -125,7 +132,8 @@ class DemoSave(io.ComfyNode):
     def execute(cls, images, name, stats=None, stats_2=None) -> io.NodeOutput:
         folder = Path(folder_paths.get_output_directory())
         reports = [handle.latest() for handle in (stats, stats_2) if handle is not None]
-        (folder / f"{name}.json").write_text(json.dumps([r.to_dict() for r in reports if r is not None]))
+        run = {"reports": [r.to_dict() for r in reports if r is not None], "dense_attention": optimized_attention.__name__}
+        (folder / f"{name}.json").write_text(json.dumps(run))
         np.save(folder / f"{name}.npy", images.float().cpu().numpy())
         return io.NodeOutput()
 

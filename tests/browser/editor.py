@@ -38,7 +38,7 @@ FIRST_ASKED = re.compile(r"/docs/\w+/[\w-]+\.md")
 
 def demo() -> tuple[dict, dict[int, dict]]:
     """The demo's workflow as its file has it, but for notes and with a seed nobody has used; and its nodes by id."""
-    workflow = json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "workflows/demo_wan_small.json").read_text(encoding="utf-8"))
     workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] not in ("Note", "MarkdownNote")]
     nodes = {node["id"]: node for node in workflow["nodes"]}
     nodes[SAMPLER]["widgets_values"][0] = random.randrange(2**40)

@@ -111,12 +111,13 @@ async def others(tab, shot) -> None:
 
 
 async def demo_graph(tab, shot) -> None:
-    """The thumbnail of the demo's workflow, which the template browser shows."""
-    await tab.load(json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8")))
-    path = shot.folder / "demo_wan.png"
-    await tab.picture(path, *await tab.page.evaluate("app.rootGraph.nodes.map(node => node.id)"), zoom=0.8)
-    Image.open(path).convert("RGB").save(ROOT / "workflows/demo_wan.jpg", quality=85, optimize=True)
-    path.unlink()
+    """The thumbnails of the demo's workflows, which the template browser shows."""
+    for name in ("demo_wan", "demo_wan_small"):
+        await tab.load(json.loads((ROOT / f"workflows/{name}.json").read_text(encoding="utf-8")))
+        path = shot.folder / f"{name}.png"
+        await tab.picture(path, *await tab.page.evaluate("app.rootGraph.nodes.map(node => node.id)"), zoom=0.8)
+        Image.open(path).convert("RGB").save(ROOT / f"workflows/{name}.jpg", quality=85, optimize=True)
+        path.unlink()
 
 
 def side_by_side(folder: Path, kind: str, states: tuple[str, ...], renderer: str) -> None:

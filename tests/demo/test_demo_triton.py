@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("demo")  # all write to output/demo
 
 def write_tiny_workflow(path: Path) -> None:
     """The demo's workflow at 96 tokens and 3 steps: less tokens have less than 3 key clusters, and all would be selected."""
-    workflow = json.loads((ROOT / "workflows" / "demo_wan.json").read_text())
+    workflow = json.loads((ROOT / "workflows" / "demo_wan_small.json").read_text())
     widgets = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
     widgets["SVG2DemoConditioning"][1:] = [96, 64, 13]  # width, height, frames
     widgets["KSampler"][2] = 3

@@ -1,5 +1,7 @@
 """The Doctor tells the truth about this machine."""
 
+import re
+
 import pytest
 import torch
 from svg2_pack.svg2_core.ops import registry
@@ -26,7 +28,8 @@ def test_it_names_every_backend(report, monkeypatch):
     assert "backend torch: ready" in text
     if not torch.cuda.is_available():
         assert "backend cuda: " in text and "needs an NVIDIA GPU" in text
-        assert "speed: not tested" in text and "auto takes: torch" in text
+        assert "auto takes: sdpa" in text and "backend sdpa: ready (self-test" in text
+        assert re.search(r"speed at 10,240 tokens, 2 heads: ComfyUI's attention \d+\.\d+ ms, SVG2 \(sdpa\) \d+\.\d+ ms, \d+\.\d+x, density 5%", text)
 
 
 def test_a_backend_that_failed_is_tried_again(report):

@@ -4,7 +4,6 @@ import time
 
 import pytest
 import torch
-from svg2_pack.nodes import patch
 from svg2_pack.svg2_core.stats import RunStats
 from tiny_wan import sample
 
@@ -14,6 +13,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def slowed(monkeypatch):
     """Each sparse call takes a twentieth of a second more."""
+    from svg2_pack.nodes import patch
+
     right = patch.svg2_attention
 
     def slow(*args, **kwargs):

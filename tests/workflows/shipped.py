@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
-BUILT = sorted(path.stem for path in FOLDER.glob("*.json") if path.stem != "demo_wan")  # the demo's is written by hand
+BUILT = sorted(path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith("demo_wan"))  # the demo's are written by hand
 NOTE = "MarkdownNote"  # the editor's own, which the server knows nothing of
 PRIMITIVES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}  # what the editor shows as widgets
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..moments.sdpa import deviations
-from ..segments import labels_in_order
+from ..segments import labels_in_order, tiles_of_segments
 from . import reference
 from .reference import MOST_VARIANCE
 
@@ -37,44 +37,60 @@ def merge(head: reference.StandIns, q, out, logsumexp, q_order, q_offsets, share
     Weights are in units of the near field's mass, so that they need no largest logit. Queries for which that is next to
     nothing, and those of which something of the term of variances may have to be clamped, are done as in reference.py.
     """
-    order, labels, given = q_order.long(), labels_in_order(q_offsets), (q, out, logsumexp)
-    q, near, lse = q.index_select(0, order).float(), out.index_select(0, order).float(), logsumexp[order]
-    far = _stand_ins(head, q, lse, q_offsets.tolist())
-    far, weight = far[:, :-1], far[:, -1:]
-    if head.matrix is not None:
-        far.addcmul_(torch.mm(q, share * head.matrix), weight)
-    near.add_(far).div_(1 + weight)
+    order, labels = q_order.long(), labels_in_order(q_offsets)
+    stand_ins = _StandIns(head)
+    moving = None if head.matrix is None else share * head.matrix
+    slow = []
+    for rows, clusters in tiles_of_segments(q_offsets, _ROWS):
+        there = order[rows]
+        tokens, near = q.index_select(0, there).float(), out.index_select(0, there).float()
+        far, again = stand_ins(tokens, logsumexp[there], q_offsets[clusters.start : clusters.stop + 1] - rows.start, clusters)
+        far, weight = far[:, :-1], far[:, -1:]
+        if moving is not None:
+            far.addcmul_(torch.mm(tokens, moving), weight)
+        near.add_(far).div_(1 + weight)
+        again |= ~(weight[:, 0] < torch.inf)  # so, too, where it is NaN
+        if again.any():
+            slow.append((there[again], labels[rows][again]))
+            there, near = there[~again], near[~again]
+        out[there] = near.to(out.dtype)
+    if slow:
+        rows, clusters = (torch.cat(parts) for parts in zip(*slow, strict=True))
+        reference.merge_rows(head, q, out, logsumexp, rows, clusters, share)
 
-    again = ~(weight[:, 0] < torch.inf)  # so, too, where it is NaN
-    if head.directions is not None:
-        strayed = ((q @ head.directions).square_() - head.at_centroids.index_select(0, labels)).abs_()
-        again |= ~(strayed @ head.variances.amax(1) <= MOST_VARIANCE)
-    fast, slow = (~again).nonzero()[:, 0], again.nonzero()[:, 0]
-    reference.merge_rows(head, *given, order[slow], labels[slow], share)
-    if len(slow):
-        order, near = order[fast], near[fast]
-    out[order] = near.to(out.dtype)
 
-
-def _stand_ins(head: reference.StandIns, q, logsumexp, bounds) -> torch.Tensor:
-    """Of queries `[N, D]` in cluster order: the stand-ins' values times their weights, and the weights, summed: `[N, D + 1]`.
+class _StandIns:
+    """What stands in for one head's skipped pairs, laid out for products.
 
     All of a logit is one product. Queries have more channels: the logsumexp, 1 for the cluster's biases, and the squared
     features of the term of variances; those of the centroid, the same for a whole cluster, are part of its biases.
     """
-    d, count = q.shape[1], len(head.keys)
-    channels, rows = [q, -logsumexp[:, None], torch.ones_like(q[:, :1])], [head.keys.T, q.new_ones(2, count)]
-    biases = head.bias
-    if head.directions is not None:
-        channels.append((q @ head.directions).square_())
-        rows.append(head.variances)
-        biases = torch.addmm(biases, head.at_centroids, head.variances, alpha=-1)
-    queries, keys = torch.cat(channels, 1), torch.cat(rows)
-    values = torch.cat([head.values, torch.ones_like(head.values[:, :1])], 1)
-    result, most = torch.empty_like(queries[:, : d + 1]), max(1, _TILE // count)
-    for c in range(len(bounds) - 1):
-        keys[d + 1] = biases[c]
-        for first in range(bounds[c], bounds[c + 1], most):
-            some = slice(first, min(first + most, bounds[c + 1]))
-            torch.mm(torch.mm(queries[some], keys).exp_(), values, out=result[some])
-    return result
+
+    def __init__(self, head: reference.StandIns):
+        self.head, count = head, len(head.keys)
+        rows, self.biases = [head.keys.T, head.keys.new_ones(2, count)], head.bias
+        if head.directions is not None:
+            rows.append(head.variances)
+            self.biases = torch.addmm(head.bias, head.at_centroids, head.variances, alpha=-1)
+            self.steepest = head.variances.amax(1)
+        self.keys, self.values = torch.cat(rows), torch.cat([head.values, torch.ones_like(head.values[:, :1])], 1)
+        self.most = max(1, _TILE // count)
+
+    def __call__(self, q, logsumexp, offsets, clusters: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of queries `[R, D]` of some clusters, in their order: the stand-ins' values times their weights, and the weights,
+        summed, `[R, D + 1]`; and whether something may have to be clamped, bool `[R]`."""
+        d, head = q.shape[1], self.head
+        channels, again = [q, -logsumexp[:, None], torch.ones_like(q[:, :1])], torch.zeros(len(q), dtype=torch.bool, device=q.device)
+        if head.directions is not None:
+            features = (q @ head.directions).square_()
+            channels.append(features)
+            strayed = features - head.at_centroids[clusters].index_select(0, labels_in_order(offsets))
+            again = ~(strayed.abs_() @ self.steepest <= MOST_VARIANCE)  # so, too, where one is NaN
+        queries, bounds = torch.cat(channels, 1), offsets.tolist()
+        result = torch.empty_like(queries[:, : d + 1])
+        for i, c in enumerate(range(clusters.start, clusters.stop)):
+            self.keys[d + 1] = self.biases[c]
+            for first in range(bounds[i], bounds[i + 1], self.most):
+                some = slice(first, min(first + self.most, bounds[i + 1]))
+                torch.mm(torch.mm(queries[some], self.keys).exp_(), self.values, out=result[some])
+        return result, again

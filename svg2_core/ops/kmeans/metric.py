@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from ...precision import in_fp64
+
 # Of the subspace iteration. Four miss less than 1% of the variance that the exact eigenvectors catch (tests).
 ITERATIONS = 4
 
@@ -32,15 +34,15 @@ def centre(x: torch.Tensor) -> Centred:
 
 
 def second_moment(x: torch.Tensor) -> torch.Tensor:
-    """E[x x^T] of finite tokens `[N, D]` fp32: fp64 `[D, D]`.
+    """E[x x^T] of finite tokens `[N, D]` fp32: fp64 `[D, D]`, on the CPU where the device has no fp64.
 
     Products are fp32; the tokens' magnitude is taken out before, so that none underflows.
     """
     if x.is_cpu and 1e-9 < largest_of(x) < 1e9:  # none can
-        return (x.T @ x).double() / len(x)
+        return in_fp64(x.T @ x) / len(x)
     largest = largest_of(x).clamp_min(torch.finfo(torch.float32).tiny)
     x = x / largest
-    return (x.T @ x).double() * (largest.double().square() / len(x))
+    return in_fp64(x.T @ x) * (in_fp64(largest).square() / len(x))
 
 
 def largest_of(x: torch.Tensor) -> torch.Tensor:
@@ -111,12 +113,13 @@ def spaces(
 ) -> tuple[Space, Space]:
     """The spaces of logits of one head's queries and keys, in `rank` directions; past: the last call's projections."""
     q_covariance, k_covariance = second_moment(q.tokens), second_moment(k.tokens)
-    q_moment = q_covariance + q.mean.double()[:, None] * q.mean.double()
+    mean = in_fp64(q.mean)
+    q_moment = q_covariance + mean[:, None] * mean
     found = []
     for role, (covariance, metric) in enumerate(((q_covariance, k_covariance), (k_covariance, q_moment))):
         projection = scale * leading_directions(covariance, metric, rank)[0]
-        transfer = None if past is None else _transfer(past[role].double(), projection, covariance).float()
-        found.append(Space(finite(projection), transfer))
+        transfer = None if past is None else _transfer(in_fp64(past[role]), projection, covariance).float()
+        found.append(Space(*(x if x is None else x.to(q.tokens.device) for x in (finite(projection), transfer))))
     return tuple(found)
 
 

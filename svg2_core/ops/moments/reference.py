@@ -46,5 +46,6 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
     variance += scale**2 * per_channel[0] @ per_channel[1].T
 
     for_keys, for_queries = leading_directions(second_moment(dk), second_moment(finite(q)), directions)
-    within = segment_mean((dk @ (scale * for_keys).float()).square(), k_offsets)
-    return values, log_mass, variance, spread, for_queries.float(), within
+    for_keys, for_queries = (x.float().to(k.device) for x in (scale * for_keys, for_queries))
+    within = segment_mean((dk @ for_keys).square(), k_offsets)
+    return values, log_mass, variance, spread, for_queries, within

@@ -49,8 +49,9 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
     variance = torch.addmm(variance.T, query_variances, key_variances.T, alpha=scale**2)
 
     for_keys, for_queries = leading_directions(second_moment(dk), second_moment(finite(q)), directions)
-    within = segment_mean((dk @ (scale * for_keys).float()).square_(), k_offsets)
-    return values, log_mass.contiguous(), variance, spread, for_queries.float(), within
+    for_keys, for_queries = (x.float().to(k.device) for x in (scale * for_keys, for_queries))
+    within = segment_mean((dk @ for_keys).square_(), k_offsets)
+    return values, log_mass.contiguous(), variance, spread, for_queries, within
 
 
 def deviations(x, order, labels, centroids):

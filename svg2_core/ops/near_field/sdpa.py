@@ -30,19 +30,17 @@ def _video_queries(
     q, k, v, out, logsumexp, q_order, q_offsets, k_order, k_offsets, selected, text_k, text_v, text_bias, scale
 ):
     k, v = k.index_select(0, k_order), v.index_select(0, k_order)  # so that a cluster's keys are neighbours
-    q, bounds = q.index_select(0, q_order), q_offsets.tolist()
-    result, result_logsumexp = torch.empty_like(q), torch.empty_like(logsumexp)
+    members = q_order.split(q_offsets.diff().tolist())
     for c, chosen in _selections(selected, k_offsets):
-        rows = slice(bounds[c], bounds[c + 1])
-        if rows.start == rows.stop:
+        rows = members[c]
+        if not len(rows):
             continue
         keys, values = (k, v) if len(chosen) == len(k) else (k.index_select(0, chosen), v.index_select(0, chosen))
         bias = None
         if len(text_k):
             keys, values = torch.cat([keys, text_k]), torch.cat([values, text_v])
             bias = None if text_bias is None else F.pad(text_bias, (len(chosen), 0))
-        result[rows], result_logsumexp[rows] = attention_and_logsumexp(q[rows], keys, values, bias, scale)
-    out[q_order], logsumexp[q_order] = result, result_logsumexp
+        out[rows], logsumexp[rows] = attention_and_logsumexp(q.index_select(0, rows), keys, values, bias, scale)
 
 
 def _selections(selected: torch.Tensor, k_offsets: torch.Tensor):

@@ -2,6 +2,8 @@
 
 import torch
 
+from ...precision import widest
+
 
 def select_by_mass(
     q_centroids: torch.Tensor,
@@ -66,10 +68,11 @@ def select_by_error(q_clusters, k_clusters, moments, density, scale, dropped, pr
 def _worthiest(worth, filled, q_sizes, k_sizes, density, one_each, prefix):
     # What is not a number (inputs that overflow) is better computed than represented.
     worth = torch.where(filled, worth.nan_to_num(torch.inf), -1.0)
-    pairs = q_sizes.double()[:, None] * k_sizes.double()
+    wide = widest(worth.device)
+    pairs = q_sizes.to(wide)[:, None] * k_sizes.to(wide)
     chosen = torch.zeros_like(filled)
     if one_each:
         chosen.scatter_(1, worth.argmax(1, keepdim=True), True)
         worth = torch.where(chosen, torch.inf, worth)  # they come first, and count
-    budget = density * q_sizes.sum().double() * k_sizes.sum().double()
+    budget = density * q_sizes.sum().to(wide) * k_sizes.sum().to(wide)
     return (prefix(worth.flatten(), pairs.flatten(), budget).view_as(filled) | chosen) & filled
