@@ -73,7 +73,7 @@ def test_doctor_and_fused_ops(in_tab, demo, renderer):
         await tab.idle()
         await tab.page.wait_for_timeout(1000)
         outputs = await history(tab)
-        for node, words in ((doctor, "auto takes: torch"), (fused, "Nothing was replaced")):
+        for node, words in ((doctor, "auto takes: sdpa"), (fused, "Nothing was replaced")):
             text = (await tab.page.evaluate(SHOWN, node))["text"]
             assert text == "\n".join(outputs[str(node)]["text"]) and words in text
 

