@@ -13,17 +13,20 @@ MAIN = 32760
 
 
 def newest(path) -> list[dict]:
-    """The rows of the last commit and processor in the file; of a size measured twice, the later ones."""
+    """The rows of the last machine in the file: of each size those of its last commit, and of a method measured twice the later."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    last = [rows[-1][name] for name in ("commit", "processor", "threads")]
-    rows = [row for row in rows if [row[name] for name in ("commit", "processor", "threads")] == last]
+    machine = ("processor", "threads", "torch")
+    rows = [row for row in rows if all(row[name] == rows[-1][name] for name in machine)]
+    commit = {row["tokens"]: row["commit"] for row in rows}
+    rows = [row for row in rows if row["commit"] == commit[row["tokens"]]]
     return list({tuple(row[name] for name in ("dtype", "tokens", "stage", "method")): row for row in rows}.values())
 
 
 def where(rows: list[dict]) -> str:
     first = rows[0]
-    return f"{first['processor']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}, {first['date']}"
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    return f"{first['processor']}, {first['threads']} threads, torch {first['torch']}, commit {commits}, {first['date']}"
 
 
 def of(rows: list[dict], **key) -> list[dict]:
