@@ -75,10 +75,7 @@ def svg2_attention(
 
 
     def answer(heads: slice) -> _Part:
-        some = [x[:, heads] for x in (q, k, v)]
-        if backend == "sdpa":  # reads every token several times, in the clusters' order
-            some = [x.contiguous() for x in some]
-        return _heads(*some, out[:, heads], layout, config, warm, scale, backend, heads)
+        return _heads(q, k, v, out, layout, config, warm, scale, backend, heads)
 
     with torch.cuda.device_of(q):  # Triton launches on the current device
         parts = side_by_side(answer, chunks) if backend == "sdpa" and q.is_cpu else [answer(heads) for heads in chunks]
@@ -136,7 +133,8 @@ class _Part:
 
 
 def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
-    """Answer some heads of the call, of which these are the q, k, v, into their part of `out`."""
+    """Answer some heads of the call into their part of `out`."""
+    q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     video = [x[:, :, layout.video] for x in (q, k, v)]
 
     # 1. Queries and keys are grouped by meaning, each on its own.

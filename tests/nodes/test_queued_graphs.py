@@ -96,7 +96,7 @@ class Queue:
         return load_file(sorted(self.output.glob(f"{name}sample_*.latent"))[-1])["latent_tensor"]
 
     def report(self, name: str = "") -> dict:
-        [report] = json.loads((self.output / f"{name}report.json").read_text())
+        [report] = json.loads((self.output / f"{name}report.json").read_text())["reports"]
         return report
 
 
@@ -213,7 +213,7 @@ def test_switched_off_bypassed_and_muted(queue, direct):
     queue.forget()
     queue.run(graph(enabled=False))
     assert torch.equal(queue.sample(), direct())
-    assert json.loads((queue.output / "report.json").read_text()) == [], "a run without SVG2 has no report"
+    assert json.loads((queue.output / "report.json").read_text())["reports"] == [], "a run without SVG2 has no report"
     queue.run(graph())
     assert not torch.equal(queue.sample(), direct())
     assert "loader" not in queue.run(BYPASSED)
