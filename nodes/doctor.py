@@ -14,6 +14,7 @@ from ..svg2_core.metrics import rel_l2
 from ..svg2_core.ops import registry
 from ..svg2_core.presets import preset_config
 from ..svg2_core.reasons import Refusal
+from ..svg2_core.stopwatch import Stopwatch
 
 HEAD_DIM, TOPICS = 128, 200
 # Of the speed test: tokens, heads and precision. Short enough for two seconds, long enough for sparse attention to pay.
@@ -120,15 +121,8 @@ def median_ms(call, device: torch.device) -> float:
     """Milliseconds of a call, the median over about a second."""
     times, began = [], time.perf_counter()
     while time.perf_counter() - began < SECONDS or len(times) < 3:
-        if device.type == "cpu":
-            start = time.perf_counter()
-            call()
-            times.append(1000 * (time.perf_counter() - start))
-            continue
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        watch = Stopwatch(device)
         call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
+        watch.stop()
+        times.append(1000 * watch.seconds())
     return sorted(times)[len(times) // 2]

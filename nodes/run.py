@@ -10,7 +10,7 @@ from ..svg2_core.cache import CentroidCache
 from ..svg2_core.config import SVG2Config
 from ..svg2_core.ops import registry
 from ..svg2_core.schedule import Schedule
-from ..svg2_core.stats import RunStats, StatsHandle
+from ..svg2_core.stats import NOT_FASTER, RunStats, StatsHandle
 from .live import Live
 from .model_call import ModelCall, open_call
 
@@ -64,7 +64,7 @@ class Run:
         self.settings.handle.add(report)
         self.live.end(report, self.schedule.steps, self.stats)
         log.info(report.summary)
-        for name in ("steps_not_faster", "calls_not_faster"):
+        for name in NOT_FASTER:
             if name in self.stats.remarks:
                 log.warning("SVG2: %s", self.stats.remarks[name].sentence)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import signal
 import sys
 import tempfile
@@ -97,6 +96,7 @@ def progress(name: str):
 
 async def sample(comfyui: Path, file: dict, base: Path, cpu: bool, preset: str | None) -> dict:
     """Run the workflow both ways on one server; the frames and reports are then under base/output."""
+    import torch
     from comfy_server import Server
     from workflow import PATCH, frame_rate, prepare, to_prompt
 
@@ -117,7 +117,7 @@ async def sample(comfyui: Path, file: dict, base: Path, cpu: bool, preset: str |
         **dict(zip(("dense_run_s", "svg2_run_s"), run, strict=True)),
         "times_faster_per_step": per_step[0] / per_step[1] if all(per_step) else None,
         "times_faster": run[0] / run[1] if all(run) else None,
-        "device": processor() if device["type"] == "cpu" else device["name"],
+        "device": f"{environment.processor()} (CPU, {torch.get_num_threads()} threads)" if device["type"] == "cpu" else device["name"],
         "gpu": None if device["type"] == "cpu" else device["name"],
         "fps": frame_rate(prompt),
     }
@@ -184,18 +184,6 @@ def times(ratio: float | None) -> str:
     if ratio is None:
         return "-"
     return f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
-
-
-def processor() -> str:
-    """The CPU's name, and how many of its cores torch uses."""
-    import torch
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name} (CPU, {torch.get_num_threads()} threads)"
 
 
 def main() -> int:

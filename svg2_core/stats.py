@@ -18,6 +18,7 @@ from .stopwatch import Stopwatch
 # Dense calls that were never candidates: they do not count in the share of sparse calls.
 _NOT_CANDIDATES = {Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN}
 
+NOT_FASTER = ("steps_not_faster", "calls_not_faster")  # remarks of a run's end
 WHAT_HELPS = (
     "The fewer tokens, the less there is to gain: raise min_tokens, so that such videos stay dense, lower the density (preset "
     "turbo), or switch the node off"

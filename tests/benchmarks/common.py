@@ -1,5 +1,6 @@
 """What the benchmark scripts share: run inside `.venv` with the host, and keep generated tables in documents."""
 
+import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -29,6 +30,25 @@ def need_torch() -> None:
         import environment
 
         environment.ensure()
+
+
+def append_rows(path: Path, rows: list[dict], fields: tuple[str, ...]) -> None:
+    """Append records to a CSV file; a new one begins with the names of the fields."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def processor() -> str:
+    """The CPU's name."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import environment
+
+    return environment.processor()
 
 
 def write_table(document: Path, name: str, table: str) -> None:

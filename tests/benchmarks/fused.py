@@ -9,7 +9,6 @@ results/fused.csv (or --csv FILE). Where ours is the fastest on a GPU, it goes i
 """
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Callable
@@ -305,13 +304,7 @@ def main() -> None:
         lengths = (100,) if arguments.tiny else (case.main,) if arguments.quick else sorted({*TOKENS, case.main})
         for tokens in lengths:
             rows += one_case(case, tokens, device, copy, 0.02 if arguments.tiny else 0.3, where)
-    arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not arguments.csv.exists()
-    with open(arguments.csv, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    common.append_rows(arguments.csv, rows, FIELDS)
     if not arguments.tiny:
         print(verdict(rows))
 

@@ -12,8 +12,6 @@ verified on rows that were computed exactly. Methods take turns, so that a machi
 Rows are appended to results/speed_cpu.csv; `python tests/benchmarks/plot_cpu.py` draws them and renews the README's table.
 """
 
-import csv
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from common import append_rows, processor
 from memory import peak_mib
 from shapes import HEAD_DIM, Shape
 from verify import check_attention, dense_rows, sample_rows
@@ -47,15 +46,6 @@ GRIDS = {3120: (13, 12, 20), 12480: (13, 24, 40), 32760: (21, 30, 52), 75600: (2
 ROUNDS = {3120: 9, 12480: 7, 32760: 5, 75600: 2}
 
 
-def processor() -> str:
-    """Its name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 @dataclass
 class Contender:
     stage: str
@@ -68,12 +58,12 @@ class Contender:
 class Bench:
     """One size. `rows` are what was found."""
 
-    def __init__(self, tokens: int, where: dict, dtype: torch.dtype = torch.float32, rounds: int | None = None):
+    def __init__(self, tokens: int, where: dict, dtype: torch.dtype = torch.float32):
         from activations import activations
         from svg2_pack.svg2_core import Layout
 
         self.shape, self.where = shape_of(GRIDS[tokens]), where
-        self.dtype, self.rounds = dtype, rounds or ROUNDS[tokens]
+        self.dtype, self.rounds = dtype, ROUNDS[tokens]
         # As Wan hands them over: a token's heads lie together.
         self.qkv = activations(self.shape.grid, HEADS, dtype=dtype, token_major=True)
         self.before = tuple(x + 0.1 * x.std() * _noise(x, i) for i, x in enumerate(self.qkv))  # nearly the same: a step earlier
@@ -234,7 +224,7 @@ def strip_attention(q, k, v, layout, top_p: float) -> tuple[torch.Tensor, float]
     return out, sum(densities) / len(densities)
 
 
-def one_size(tokens: int, where: dict, quick: bool) -> list[dict]:
+def one_size(tokens: int, where: dict) -> list[dict]:
     from svg2_pack.svg2_core import preset_config
 
     print(f"{tokens:,} tokens, {HEADS} heads", flush=True)
@@ -246,8 +236,8 @@ def one_size(tokens: int, where: dict, quick: bool) -> list[dict]:
     for density in DENSITIES:
         if density not in named:
             bench.ours(f"density {density:g}", replace(presets["balanced"], density=density))
-    for name in ("balanced", "turbo"):
-        if tokens < 75600:  # there, finding the density of equal error would take half an hour
+    if tokens < 75600:  # there, finding the density of equal error would take half an hour
+        for name in ("balanced", "turbo"):
             bench.paper(f"paper at {name}'s error", made[name].rel_l2)
             bench.strips(f"strips at {name}'s error", made[name].rel_l2)
     bench.time()
@@ -270,17 +260,7 @@ def run(where: dict, quick: bool, sizes: list[int] | None, path: Path) -> list[d
     rows = []
     with torch.inference_mode():
         for tokens in sizes or ((12480, 32760) if quick else GRIDS):
-            new = one_size(tokens, where, quick)
-            write(new, path)
+            new = one_size(tokens, where)
+            append_rows(path, new, FIELDS)
             rows += new
     return rows
-
-
-def write(rows: list[dict], path: Path) -> None:
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)

@@ -10,7 +10,6 @@ Needs torch and triton, an NVIDIA GPU (or --device cpu), and no ComfyUI. Rows ar
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import subprocess
@@ -384,16 +383,6 @@ def one_shape(shape: Shape, densities, device, where, seconds) -> list[dict]:
     return bench.rows
 
 
-def write(rows: list[dict], path: Path) -> None:
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one shape, two densities")
@@ -438,7 +427,7 @@ def main() -> None:
         rows += one_shape(shape, densities, device, where, seconds)
     if not (arguments.quick or arguments.tiny):
         rows += query_cluster_sweep(device, where, seconds)
-    write(rows, arguments.csv or RESULTS / "speed.csv")
+    common.append_rows(arguments.csv or RESULTS / "speed.csv", rows, FIELDS)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if device.type == "cuda":

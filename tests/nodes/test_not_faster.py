@@ -7,8 +7,6 @@ import torch
 from svg2_pack.svg2_core.stats import RunStats
 from tiny_wan import sample
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def slowed(monkeypatch):

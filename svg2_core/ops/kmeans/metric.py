@@ -38,9 +38,10 @@ def second_moment(x: torch.Tensor) -> torch.Tensor:
 
     Products are fp32; the tokens' magnitude is taken out before, so that none underflows.
     """
-    if x.is_cpu and 1e-9 < largest_of(x) < 1e9:  # none can
+    largest = largest_of(x)
+    if x.is_cpu and 1e-9 < largest < 1e9:  # none can
         return in_fp64(x.T @ x) / len(x)
-    largest = largest_of(x).clamp_min(torch.finfo(torch.float32).tiny)
+    largest = largest.clamp_min(torch.finfo(torch.float32).tiny)
     x = x / largest
     return in_fp64(x.T @ x) * (in_fp64(largest).square() / len(x))
 

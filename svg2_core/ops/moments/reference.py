@@ -9,10 +9,12 @@ from ..segments import labels_in_order, segment_max, segment_mean
 _MAX_LOGITS = 16 * 2**20
 
 
-def moments(q, k, v, q_clusters, k_clusters, scale, directions):
+def moments(q, k, v, q_clusters, k_clusters, scale, directions, of_head=None):
+    """of_head: how one head's are computed, by default as below."""
+    of_head = of_head or _head
     heads = [
         [
-            _head(
+            of_head(
                 q[i, j], k[i, j], v[i, j], *(x[i, j] for x in q_clusters), *(x[i, j] for x in k_clusters), scale, directions
             )
             for j in range(q.shape[1])

@@ -4,20 +4,14 @@ import torch
 
 from ..kmeans.metric import finite, leading_directions, second_moment
 from ..segments import labels_in_order, segment_max, segment_mean, tiles_of_segments
+from . import reference
 
 _TILE = 2**18  # logits of a tile: 1 MB
 _MOST_LOGIT = 80.0  # exp of more than 88 overflows in fp32
 
 
 def moments(q, k, v, q_clusters, k_clusters, scale, directions):
-    heads = [
-        [
-            _head(q[i, j], k[i, j], v[i, j], *(x[i, j] for x in q_clusters), *(x[i, j] for x in k_clusters), scale, directions)
-            for j in range(q.shape[1])
-        ]
-        for i in range(q.shape[0])
-    ]
-    return [torch.stack([torch.stack([head[part] for head in row]) for row in heads]) for part in range(6)]
+    return reference.moments(q, k, v, q_clusters, k_clusters, scale, directions, of_head=_head)
 
 
 def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centroids, scale, directions):

@@ -57,8 +57,9 @@ def select_by_error(q_clusters, k_clusters, moments, density, scale, dropped, pr
                 loss = mass * moments.variance[i, j].clamp_max(1).sqrt() * moments.spread[i, j]
                 worth = mass * moments.variance[i, j] * moments.spread[i, j] / k_sizes.clamp_min(1)
             there = (q_sizes > 0)[:, None] & (k_sizes > 0)
-            everything = density >= 1
-            selected[i, j] = there if everything else _worthiest(worth, there, q_sizes, k_sizes, density, dropped, prefix)
+            selected[i, j] = (
+                there if density >= 1 else _worthiest(worth, there, q_sizes, k_sizes, density, dropped, prefix)
+            )
             skipped = torch.where(there & ~selected[i, j], loss, 0.0)
             weight = q_sizes.float() / q_sizes.sum()
             error[i, j] = (weight @ skipped.square()).sum().sqrt()
