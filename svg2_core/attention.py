@@ -70,15 +70,16 @@ def svg2_attention(
     _check(q, k, v, layout, config, warm, heads_at_a_time)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.empty_like(q)
-    step = heads_at_a_time or default_heads(q, layout, config, backend)
+    at_a_time = heads_at_a_time or default_heads(q, layout, config, backend)
+    by_itself = backend == "sdpa"  # each head is a call of its own, so that heads can be answered side by side
+    step = 1 if by_itself else at_a_time
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
-
 
     def answer(heads: slice) -> _Part:
         return _heads(q, k, v, out, layout, config, warm, scale, backend, heads)
 
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        parts = side_by_side(answer, chunks) if backend == "sdpa" and q.is_cpu else [answer(heads) for heads in chunks]
+        parts = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
     rows = zip(*(part.centroids for part in parts), strict=True)
     pairs = torch.cat([part.pairs for part in parts], 1)
     tokens, video = q.shape[2], layout.video_len
@@ -111,10 +112,11 @@ def _check(q, k, v, layout, config, warm, heads_at_a_time) -> None:
 
 
 def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config, backend: str) -> int:
-    """How many heads `svg2_attention` takes at a time: on a GPU, as many as the work memory allows; sdpa takes each by itself."""
+    """How many heads `svg2_attention` takes at a time: on a GPU, as many as the work memory allows; with sdpa, one for each of
+    a CPU's threads, and one elsewhere."""
     if backend == "sdpa":
-        return 1
-    if q.device.type == "cpu":
+        return min(torch.get_num_threads(), q.shape[1]) if q.is_cpu else 1
+    if q.is_cpu:
         return q.shape[1]
     fit = heads_that_fit(layout.video_len, *config.cluster_counts(layout.video_len), q.shape[3], q.shape[0])
     return min(fit, q.shape[1])

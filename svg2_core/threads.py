@@ -10,17 +10,19 @@ from functools import lru_cache
 import torch
 
 
-def side_by_side(work: Callable, items: Iterable) -> list:
-    """[work(item) for item in items], on as many threads as torch computes with or there are items; the first error is raised.
+def side_by_side(work: Callable, items: Iterable, at_most: int | None = None) -> list:
+    """[work(item) for item in items], on as many threads as torch computes with or there are items, and no more than
+    `at_most`; the first error is raised.
 
-    Each thread has its share of torch's threads, and the caller's gradient and inference modes. One item, or one thread, is
-    done by the caller.
+    Each thread has its share of torch's threads, whatever `at_most` is, so that every item comes out to the same bits; and
+    the caller's gradient and inference modes. One item, or one thread of torch's, is done by the caller.
     """
     items = list(items)
     threads = torch.get_num_threads()
     workers = min(len(items), threads)
     if workers < 2:
         return [work(item) for item in items]
+    share, workers = threads // workers, min(workers, at_most or workers)
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def one(item):
@@ -29,7 +31,7 @@ def side_by_side(work: Callable, items: Iterable) -> list:
             return work(item)
 
     try:
-        futures = [_pool(workers, threads // workers).submit(one, item) for item in items]
+        futures = [_pool(workers, share).submit(one, item) for item in items]
         done = [future.exception() for future in futures]  # waits for all: none may outlive the call
     finally:
         torch.set_num_threads(threads)  # what the next new thread of the process starts with
@@ -39,7 +41,7 @@ def side_by_side(work: Callable, items: Iterable) -> list:
     return [future.result() for future in futures]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "svg2", initializer=_begin, initargs=(threads,))
 

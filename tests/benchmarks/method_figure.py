@@ -14,7 +14,7 @@ common.need_torch()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from common import ROOT, start  # noqa: E402
+from common import PICTURES, ROOT, start  # noqa: E402
 
 WIDTH, HEIGHT, MARGIN, SIDE, GAP = 1600, 640, 40, 344, 48
 BLOCK, STEP, HEAD = 3, 10, 0
@@ -132,7 +132,7 @@ def main() -> None:
     start()
     with torch.no_grad():
         image, errors = draw(*call())
-    target = ROOT / "web/docs/img/method.png"
+    target = PICTURES / "method.png"
     image.quantize(128).save(target, optimize=True)
     print(target.relative_to(ROOT), errors)
 

@@ -1,11 +1,11 @@
 """Draw the newest records of results/speed.csv, and renew the README's table from them: python tests/benchmarks/plot.py
 
-Three pictures under results/: error against time, time against tokens, share of each stage.
+Three pictures under web/docs/img/, where the README finds them: error against time, time against tokens, share of each stage.
 """
 
 import csv
 
-from common import RESULTS, ROOT, markdown, write_table
+from common import PICTURES, RESULTS, ROOT, markdown, write_table
 from shapes import MAIN
 
 STAGES = ("k-means warm", "block map", "compensation", "attention")
@@ -40,7 +40,7 @@ def picture(name: str, title: str, x: str, y: str):
         yield axes
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)
-        figure.savefig(RESULTS / f"{name}.png", dpi=120)
+        figure.savefig(PICTURES / f"{name}.png", dpi=120)
         plt.close(figure)
 
     return made()

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny_wan
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,15 @@ def svg2(host):
         return SVG2SparseAttention.execute(model, **{"min_tokens": 0, **inputs}).result
 
     return patch
+
+
+@pytest.fixture
+def two_threads():
+    """Torch computes with two, so that a CPU answers two heads side by side and has one to give up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

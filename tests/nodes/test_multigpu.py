@@ -255,7 +255,7 @@ def test_a_device_still_busy_when_another_fails(made, svg2, split, monkeypatch):
     assert hooks(model) == 0 and torch.equal(sample("cosmos t2v", model), expected)
 
 
-def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch):
+def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch, two_threads):
     """Each goes on with fewer heads; that the other did so first is no reason to give up."""
     from svg2_pack.nodes import patch
 

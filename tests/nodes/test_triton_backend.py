@@ -90,14 +90,17 @@ def test_what_the_kernels_do_not_have_yet_is_served_with_centroids_and_said(wan,
         served = sample(patched, steps=2, shape=latent(*SMALL))
     report = stats.latest()
     assert report.sparse_calls == 6 and report.dense_calls == {} and report.backend == "triton"
-    assert [notice for notice in report.notices if "no far field of first order" in notice] == report.notices
+    # An interpreted kernel is slower than dense attention, which another notice says.
+    assert [notice for notice in report.notices if "not faster" not in notice] == [
+        notice for notice in report.notices if "no far field of first order" in notice
+    ]
     assert sum("no far field of first order" in r.message for r in caplog.records) == 1
     settings = report.settings
     assert (settings["compensation"], settings["density"], settings["top_p"]) == ("centroid", None, 0.5)
     assert report.error is None and report.density < 0.9
     explicit, quiet = svg2(wan, backend="triton", top_p=0.5, compensation="centroid", **few)
     sample(explicit, steps=2, shape=latent(*SMALL))
-    assert quiet.latest().notices == [], "what was asked for is what ran"
+    assert not any("no far field" in notice for notice in quiet.latest().notices), "what was asked for is what ran"
     assert served.isfinite().all()
 
 

@@ -164,7 +164,7 @@ def test_the_records_are_drawn(packages, bench, monkeypatch, tmp_path):
     where = {"gpu": "none", "driver": "1", "torch": "2", "triton": "3", "commit": "abc", "date": "today"}
     common.append_rows(tmp_path / "speed.csv", [{**where, **row} for row in made.rows], run.FIELDS)
     (tmp_path / "README.md").write_text("# x\n<!-- speed -->\n<!-- /speed -->\n")
-    for name, value in (("RESULTS", tmp_path), ("ROOT", tmp_path), ("MAIN", TINY)):
+    for name, value in (("RESULTS", tmp_path), ("PICTURES", tmp_path), ("ROOT", tmp_path), ("MAIN", TINY)):
         monkeypatch.setattr(plot, name, value)
     plot.main()
     assert {path.stem for path in tmp_path.glob("*.png")} == {"error_against_time", "time_against_tokens", "share_of_stages"}

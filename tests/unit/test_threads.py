@@ -1,6 +1,7 @@
 """Heads side by side: every item is done once, modes go along, errors come back, and torch's threads are left as they were."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -38,6 +39,24 @@ def test_threads_are_shared_out_and_given_back(threads):
     thread.start()
     thread.join()
     assert found == [threads], "a new thread of the process starts with what it would have had"
+
+
+def test_at_most_so_many_at_once_with_the_same_share(threads):
+    running, most, lock = [0], [0], threading.Lock()
+
+    def work(i):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        with lock:
+            running[0] -= 1
+        return i, torch.get_num_threads()
+
+    assert side_by_side(work, range(4), at_most=1) == [(i, 1) for i in range(4)], "one at a time has the thread it had of four"
+    assert most == [1]
+    side_by_side(work, range(4), at_most=2)
+    assert most == [min(2, threads)]
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
