@@ -16,9 +16,23 @@ from .model_call import ModelCall
 VideoRange = Callable[[ModelCall, int], tuple[int, int] | Refusal]
 
 
+def latent_tokens(call: ModelCall) -> int:
+    """How many tokens the latent becomes."""
+    return call.video_tokens
+
+
+def tokens_kept(call: ModelCall) -> int:
+    """LTX-Video drops the tokens whose place in the denoise mask is negative, which guides smaller than the video have between
+    theirs (IC-LoRA with a downscale factor). Waits for the device once per model evaluation, if there are guides."""
+    guides, mask = call.inputs.get("keyframe_idxs"), call.inputs.get("denoise_mask")
+    if mask is None or guides is None or guides.shape[2] == 0:
+        return call.video_tokens
+    return call.once(mask, lambda: int((mask[0] >= 0).all(0).sum()))
+
+
 def whole_sequence(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
     """The sequence is the video, with reference, control or motion tokens that a variant adds; text is elsewhere."""
-    if tokens < call.video_tokens:
+    if tokens < family_of(call.network).length(call):
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
     if tokens in call.other_lengths:
         return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} video tokens and as many of another input cannot be told apart")
@@ -29,8 +43,9 @@ def latent_only(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
     """The general rule: nothing but the latent's tokens, of more than one frame."""
     if call.frames == 1:
         return an_image(call, tokens)
-    if tokens > call.video_tokens:
-        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens, and the latent has {call.video_tokens:,}")
+    length = family_of(call.network).length(call)
+    if tokens > length:
+        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens, and the latent has {length:,}")
     return whole_sequence(call, tokens)
 
 
@@ -82,28 +97,29 @@ class Family:
 
     network: the host's class that its diffusion models are, or derive from;
     video: first video token and their count in a self-attention of so many tokens, or why that is not known;
+    length: how many tokens an evaluation's latent becomes, where some are dropped;
     preset: name of its presets in svg2_core.presets;
     blocks: the network's lists of blocks in the order they run, none for its longest list;
-    numbered: the host announces the number of the block that runs;
     wrapped: the network calls DIFFUSION_MODEL wrappers.
     """
 
     network: str
     video: VideoRange
+    length: Callable[[ModelCall], int] = latent_tokens
     preset: str = "other"
     blocks: tuple[str, ...] = ()
-    numbered: bool = False
     wrapped: bool = True
 
 
 FAMILIES = (
-    Family("comfy.ldm.wan.model.WanModel", whole_sequence, "wan_t2v", ("blocks",), numbered=True),
+    Family("comfy.ldm.wan.model.WanModel", whole_sequence, preset="wan_t2v", blocks=("blocks",)),
     # Vision and ByT5 features (1.5) stand among the text. Its double blocks end before its single blocks begin.
     Family("comfy.ldm.hunyuan_video.model.HunyuanVideo", after_text("context", "txt_byt5", "clip_fea", references="ref_latent"),
-           "hunyuan_video", ("double_blocks", "single_blocks"), numbered=True),
-    Family("comfy.ldm.cosmos.model.GeneralDIT", whole_sequence, "cosmos"),
+           preset="hunyuan_video", blocks=("double_blocks", "single_blocks")),
+    Family("comfy.ldm.cosmos.model.GeneralDIT", whole_sequence, preset="cosmos"),
     Family("comfy.ldm.anima.model.Anima", an_image),  # derives from the next one
-    Family("comfy.ldm.cosmos.predict2.MiniTrainDIT", whole_sequence, "cosmos", numbered=True),
+    Family("comfy.ldm.cosmos.predict2.MiniTrainDIT", whole_sequence, preset="cosmos"),
+    Family("comfy.ldm.lightricks.model.LTXVModel", latent_only, tokens_kept),  # LTX-2, with sound, derives from it
     Family("comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel", after_text("context")),
     Family("comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint", before_text("c_crossattn"), wrapped=False),
     Family("comfy.ldm.minimax.model.MiniMaxH3Model", at_the_end),
@@ -144,7 +160,7 @@ def find_layout(call: ModelCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tens
     """Where the video tokens of q, k, v `[B, H, N, D]` sit, or why the call is not video self-attention."""
     batch, _, tokens, _ = q.shape
     keys = k.shape[2]
-    if keys == call.video_tokens != tokens and not {tokens, keys} & call.other_lengths:
+    if keys != tokens and keys == family_of(call.network).length(call) and not {tokens, keys} & call.other_lengths:
         # For one, LTX-Video with a guide of less than full strength: parts of the video under masks of their own.
         return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} queries over {keys:,} keys: a part of the video on its own")
     if keys != tokens or batch != call.batch:

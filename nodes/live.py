@@ -16,7 +16,7 @@ from comfy_execution.utils import get_executing_context
 
 from ..svg2_core.reasons import Reason
 from ..svg2_core.schedule import Schedule
-from ..svg2_core.stats import RunReport, RunStats
+from ..svg2_core.stats import Remark, RunReport, RunStats
 
 EVENT = "svg2.status"
 ROUTE = "/svg2/status"
@@ -119,7 +119,7 @@ def progress(step: int, before: int, schedule: Schedule, stats: RunStats) -> dic
         "backend": stats.backend,
         "device": stats.device,
         "reasons": reasons(stats),
-        "remarks": remarks(stats),
+        "remarks": remarks(stats.remarks),
     }
 
 
@@ -142,7 +142,7 @@ def totals(report: RunReport, steps: int, stats: RunStats) -> dict:
         "dense_calls": report.dense_calls,
         "settings": report.settings,
         "reasons": reasons(stats),
-        "remarks": remarks(stats),
+        "remarks": remarks(report.remarks),
     }
 
 
@@ -155,9 +155,9 @@ def reasons(stats: RunStats) -> list[dict]:
     ]
 
 
-def remarks(stats: RunStats) -> list[dict]:
-    """What ran sparse so far, but not as the settings ask or the user hopes."""
-    return [{"name": name, **remark._asdict()} for name, remark in list(stats.remarks.items())]
+def remarks(known: dict[str, Remark]) -> list[dict]:
+    """What ran so far, but not as the settings ask or the user hopes."""
+    return [{"name": name, **remark._asdict()} for name, remark in list(known.items())]
 
 
 def _mean(cells: list[float | None]) -> float | None:

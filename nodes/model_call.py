@@ -21,7 +21,9 @@ class ModelCall:
     other_lengths: sequence lengths of its other inputs, which a cross-attention has as its keys;
     refusal: why no call of this evaluation can be sparse;
     conditionings: whose chunks make up the batch, empty if that is not known; window: of a context window;
-    block: the block that runs now, of a network that does not announce it (block_numbers.py).
+    options: the evaluation's transformer_options; blocks: by list; block: the one that runs now (block_numbers.py);
+    missed: blocks that ran without an attention over the video coming by;
+    preferred: what the checkpoint has for the attention module that runs now (preferred_attention.py).
     """
 
     network: torch.nn.Module
@@ -35,10 +37,36 @@ class ModelCall:
     refusal: Refusal | None = None
     conditionings: tuple = ()
     window: tuple | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    options: dict = field(default_factory=dict)
+    blocks: dict[str, list] = field(default_factory=dict)
+    classes: frozenset[type] = frozenset()  # of the model's own blocks
+    numbers: dict[int, int] = field(default_factory=dict)  # of blocks, by id
     block: int | None = None
+    missed: list[int] = field(default_factory=list)
+    preferred: Callable | None = None
     seen: dict = field(default_factory=dict)  # self-attentions so far, by place
-    delegating: bool = False  # a dense call is on its way through the overrides below ours
+    came: bool = False  # an attention over the video, since the block began
     _once: dict = field(default_factory=dict)
+
+    def __deepcopy__(self, memo) -> "ModelCall":
+        """Itself: a node that copies the options while sampling is still in the same evaluation."""
+        return self
+
+    def is_of(self, options: dict) -> bool:
+        """Whether these options carry this evaluation."""
+        return any(value is self for value in options.values())
+
+    def enter(self, block: int | None, attends: bool) -> None:
+        """A block begins. attends: it is to be noticed if no attention over the video comes by."""
+        self.leave()
+        self.block, self.came = block, not attends
+
+    def leave(self) -> None:
+        """The block that ran has ended."""
+        if self.block is not None and not self.came:
+            self.missed.append(self.block)
+        self.block = None
 
     @property
     def video_tokens(self) -> int:
@@ -70,10 +98,12 @@ class ModelCall:
 def open_call(step, dense_step, network, forward, args, kwargs, options: dict, videos: int) -> ModelCall:
     """Read the arguments of an evaluation. videos: how many are sampled together."""
     inputs = by_name(forward, args, kwargs)
-    call = ModelCall(network, step, dense_step, inputs)
+    call = ModelCall(network, step, dense_step, inputs, options=options)
     first = args[0] if args else next(iter(inputs.values()), None)  # another node's wrapper may have passed it by name
     streams = first if isinstance(first, (list, tuple)) else [first]  # video, then sound
     latent = streams[0]
+    if isinstance(latent, torch.Tensor):
+        call.device = latent.device
     call.refusal = _not_a_video(network, latent)
     if call.refusal is not None:
         return call

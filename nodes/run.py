@@ -9,8 +9,10 @@ import torch
 from ..svg2_core.cache import CentroidCache
 from ..svg2_core.config import SVG2Config
 from ..svg2_core.ops import registry
+from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
-from ..svg2_core.stats import NOT_FASTER, RunStats, StatsHandle
+from ..svg2_core.stats import AT_THE_END, RunStats, StatsHandle
+from .block_numbers import BlockLists, find_blocks
 from .live import Live
 from .model_call import ModelCall, open_call
 
@@ -34,28 +36,62 @@ class Settings:
 
 
 class Run:
-    """The mutable state of one sampling run."""
+    """The mutable state of one sampling run.
 
-    def __init__(self, settings: Settings, schedule: Schedule, batch: int):
+    batch: videos sampled together; blocks: of the network as its model made it; asking: modules with an attention that their
+    checkpoint asks for, and that attention.
+    """
+
+    def __init__(self, settings: Settings, schedule: Schedule, batch: int, blocks: BlockLists, asking: list[tuple]):
         self.settings = settings
         self.schedule = schedule
-        self.batch = batch  # videos sampled together
+        self.batch = batch
+        self.blocks = blocks
+        self.asking = asking
+        self.place = None  # of our override among others' (other_overrides.py)
+        self.step = 0  # of the latest evaluation
         self.cache = CentroidCache()
         self.stats = RunStats()
         self.heads_at_a_time: dict[torch.device, int] = {}  # where memory ran short
         self.live = Live(settings.node)
 
+    def __deepcopy__(self, memo) -> "Run":
+        """Itself: a node that copies the options while sampling is still in the same run."""
+        return self
+
     @torch.compiler.disable
     def model_call(self, network, forward, args, kwargs, options: dict) -> ModelCall:
-        """Open one evaluation. Reads the current sigma: the only wait for the device in an evaluation without padding."""
-        step = self.schedule.step_of(self.stats.read_with(options["sigmas"].flatten()[0]))
-        self.cache.now = step
+        """Open one evaluation. Reads the current sigma: the only wait for the device in an evaluation without padding.
+
+        Where a node evaluates the model by itself and names no sigma, it does so in the step that the sampler is in.
+        """
+        sigmas = options.get("sigmas")
+        if sigmas is not None:
+            self.step = self.schedule.step_of(self.stats.read_with(sigmas.flatten()[0]), since=self.step)
+        step = self.cache.now = self.step
         self.live.step(step, self.schedule, self.stats)
-        return open_call(step, self.schedule.dense_step(step), network, forward, args, kwargs, options, self.batch)
+        call = open_call(step, self.schedule.dense_step(step), network, forward, args, kwargs, options, self.batch)
+        if call.refusal is None:
+            call.blocks, call.classes = find_blocks(network, self.blocks), self.blocks.classes
+        return call
+
+    def missed(self, call: ModelCall) -> None:
+        """Count, at the end of an evaluation, the blocks whose attention did not come by."""
+        call.leave()
+        for block in call.missed:
+            self.refuse(Refusal(Reason.NEVER_CAME), str(block), call.step)
+
+    def refuse(self, refusal: Refusal, block: str | None, step: int | None = None) -> Refusal:
+        """Count a dense call; the first of each reason the user should know about goes to the log."""
+        if self.stats.dense_call(refusal.reason, block, refusal.detail, step) and not refusal.reason.expected:
+            log.warning("SVG2: dense attention: %s", self.stats.notices[refusal.reason])
+        return refusal
 
     def finish(self, completed: bool) -> None:
         self.cache.clear()
         try:
+            if completed and self.schedule.steps and self.stats.explain_none():
+                self.refuse(Refusal(Reason.NEVER_CAME), None)
             report = self.stats.report(completed, self.effective_settings())
         except Exception:  # after a device fault every read fails; the error that ended the run is the one to show
             log.exception("SVG2: no report of this run")
@@ -64,7 +100,7 @@ class Run:
         self.settings.handle.add(report)
         self.live.end(report, self.schedule.steps, self.stats)
         log.info(report.summary)
-        for name in NOT_FASTER:
+        for name in AT_THE_END:
             if name in self.stats.remarks:
                 log.warning("SVG2: %s", self.stats.remarks[name].sentence)
 

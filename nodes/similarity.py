@@ -41,7 +41,12 @@ def load_lpips(frame: torch.Tensor):
 
     @torch.no_grad()
     def metric(result: torch.Tensor, reference: torch.Tensor) -> float:
-        x, y = (frame[..., :3].float().movedim(-1, 0)[None] * 2 - 1 for frame in (result, reference))
+        x, y = (rgb(frame).float().movedim(-1, 0)[None] * 2 - 1 for frame in (result, reference))
         return network(x, y).item()
 
     return metric
+
+
+def rgb(frame: torch.Tensor) -> torch.Tensor:
+    """`[..., 3]` of `[..., C]`: red, green, blue without what follows; of fewer channels (a mask), shades of grey by the first."""
+    return frame[..., :3] if frame.shape[-1] >= 3 else frame[..., :1].expand(*frame.shape[:-1], 3)

@@ -61,7 +61,7 @@ def svg2_attention(
     scale: of the logits; default 1 / sqrt(D). heads_at_a_time: split the call by heads to need less memory.
     A backend without the stages of the far field serves what `config.for_backend` makes of the settings.
 
-    Raises ValueError where shapes disagree or a cluster count exceeds the number of video tokens.
+    Raises ValueError where shapes disagree, a cluster count exceeds the number of video tokens, or gradients are asked for.
     Source: SVG2 (arXiv 2505.18875), algorithm 1; the metric, the moments, the rule of errors and the far field are this
     project's.
     """
@@ -100,6 +100,8 @@ def _check(q, k, v, layout, config, warm, heads_at_a_time) -> None:
     for name, x in (("k", k), ("v", v)):
         if x.shape != q.shape or x.dtype != q.dtype:
             raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)}")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise ValueError("q, k or v asks for gradients, which sparse attention does not have: call it under torch.no_grad()")
     layout.check(q.shape[2])
     tokens = layout.video_len
     for name, count in zip(("q_clusters", "k_clusters"), config.cluster_counts(tokens), strict=True):

@@ -21,6 +21,9 @@ class Reason(str, Enum):
     NO_BACKEND = "no_backend"
     KERNEL_FAILED = "kernel_failed"
     OUT_OF_MEMORY = "out_of_memory"
+    NEVER_CAME = "never_came"
+    GRADIENTS = "gradients"
+    RECORDED = "recorded"
     DISABLED = "disabled"
 
     @property
@@ -49,6 +52,9 @@ _SENTENCES = {
     Reason.NO_BACKEND: "no backend for sparse attention is available here",
     Reason.KERNEL_FAILED: "a kernel failed and was retired; see the log for its error",
     Reason.OUT_OF_MEMORY: "not enough memory for the sparse call",
+    Reason.NEVER_CAME: "blocks ran, but their attention over the video never came to SVG2: another node computes it itself, or in parts",
+    Reason.GRADIENTS: "gradients are asked for, which sparse attention does not have",
+    Reason.RECORDED: "the host records this block as a CUDA graph, which would repeat one step's choice in every later step",
     Reason.DISABLED: "the node is disabled",
 }
 

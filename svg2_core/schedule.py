@@ -46,18 +46,32 @@ class Schedule:
     @property
     def last_sparse_step(self) -> int:
         """The last step that may be sparse; what is kept of only one step is kept of this one."""
-        return min(self.end_step, self.steps) - 1
+        return self._first_of(min(self.end_step, self.steps) - 1)
 
-    def step_of(self, sigma: float) -> int:
-        """Index of the step to which a model evaluation at `sigma` belongs."""
-        # Samplers recompute sigmas through timesteps and logs, so a value may miss the schedule's by rounding:
-        # it has reached sigmas[i] when it is within 1% of the step before it. The sign serves rising schedules.
-        sign = 1 if self.sigmas[0] >= self.sigmas[-1] else -1
-        step = 0
-        for i in range(1, self.steps):
-            tolerance = 0.01 * abs(self.sigmas[i - 1] - self.sigmas[i])
-            if sign * (sigma - self.sigmas[i]) <= tolerance:
-                step = i
+    def step_of(self, sigma: float, since: int = 0) -> int:
+        """Index of the step to which a model evaluation at `sigma` belongs; of several (a schedule may go back up, or repeat a
+        value) the first that is not before step `since`, else the last. Steps without a change of sigma count as their first."""
+        steps = [self._first_of(i) for i in range(self.steps) if self._covers(i, sigma)]
+        nearest = min(range(max(self.steps, 1)), key=lambda i: abs(self.sigmas[i] - sigma))
+        return next((step for step in steps if step >= since), steps[-1] if steps else self._first_of(nearest))
+
+    def _covers(self, step: int, sigma: float) -> bool:
+        """Whether a sigma lies in [sigmas[step], sigmas[step + 1]), in the direction in which the step goes; the first one begins,
+        and the last one ends, as far out as need be."""
+        here, there = self.sigmas[step : step + 2]
+        sign = 1 if here > there else -1
+
+        def reached(i: int) -> bool:
+            # Samplers recompute sigmas through timesteps and logs, so a value may miss the schedule's by rounding: it has
+            # reached sigmas[i] when it is within 1% of the step before it.
+            return sign * (sigma - self.sigmas[i]) <= 0.01 * abs(self.sigmas[i - 1] - self.sigmas[i])
+
+        return here != there and (step == 0 or reached(step)) and (step + 1 == self.steps or not reached(step + 1))
+
+    def _first_of(self, step: int) -> int:
+        """The first of the steps around this one that begin at the same sigma."""
+        while step > 0 and self.sigmas[step - 1] == self.sigmas[step]:
+            step -= 1
         return step
 
     def dense_step(self, step: int) -> Reason | None:

@@ -18,7 +18,8 @@ from .stopwatch import Stopwatch
 # Dense calls that were never candidates: they do not count in the share of sparse calls.
 _NOT_CANDIDATES = {Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN}
 
-NOT_FASTER = ("steps_not_faster", "calls_not_faster")  # remarks of a run's end
+AT_THE_END = ("steps_not_faster", "calls_not_faster", "nothing_sparse", "not_announced")  # remarks of a run's end
+NOT_ANNOUNCED = "this model and sampler do not announce their evaluations; they ran as if the node were not there"
 WHAT_HELPS = (
     "The fewer tokens, the less there is to gain: raise min_tokens, so that such videos stay dense, lower the density (preset "
     "turbo), or switch the node off"
@@ -53,7 +54,8 @@ class RunReport:
     run had none of its own), None if there were none, and
     attention_speedup: the first over the second; step_speedup: median seconds of the wholly dense steps over the sparse ones',
     without the run's first step;
-    q_cluster_sizes, k_cluster_sizes, overlays: of the last step (see ClusterPicture), empty if nothing was sparse in it.
+    q_cluster_sizes, k_cluster_sizes, overlays: of the last step (see ClusterPicture), empty if nothing was sparse in it;
+    notices: what the user should know, as sentences; remarks: those that are not reasons of dense calls, by name.
     """
 
     tokens: int
@@ -83,11 +85,13 @@ class RunReport:
     error_by_block_and_step: list[list[float | None]] = field(default_factory=list)
     expected_error_by_block_and_step: list[list[float | None]] = field(default_factory=list)
     cold_calls: int = 0
+    remarks: dict[str, "Remark"] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """The report as plain dicts, lists, numbers and strings, ready for JSON; without the overlays."""
-        plain = asdict(replace(self, overlays={}))
+        plain = asdict(replace(self, overlays={}, remarks={}))
         del plain["overlays"]
+        plain["remarks"] = {name: remark._asdict() for name, remark in self.remarks.items()}
         return plain
 
     @property
@@ -97,7 +101,7 @@ class RunReport:
         sparse_blocks = sum(any(cell is not None for cell in row) for row in self.density_by_block_and_step)
         dense = ", ".join(f"{name} {count}" for name, count in self.dense_calls.items()) or "none"
         if self.completed and not self.steps:
-            return "SVG2: this model and sampler do not announce their evaluations; they ran as if the node were not there"
+            return f"SVG2: {NOT_ANNOUNCED}"
         if not self.sparse_calls:
             return f"SVG2: every call ran dense ({len(self.steps)} steps); dense calls: {dense}"
         text = f" (text {self.text_share:.1%})" if self.text_share >= 0.0005 else ""
@@ -194,11 +198,11 @@ class RunStats:
             self.backend = backend
             self.cold[step] += cold
 
-    def remark(self, name: str, sentence: str, **values: str) -> bool:
-        """Note that calls run sparse otherwise than the settings ask or the user hopes; True the first time."""
+    def remark(self, what: str, sentence: str, **values: str) -> bool:
+        """Note, under a name, that calls run otherwise than the settings ask or the user hopes; True the first time."""
         with self._lock:
-            first = name not in self.remarks
-            self.remarks.setdefault(name, Remark(sentence, values))
+            first = what not in self.remarks
+            self.remarks.setdefault(what, Remark(sentence, values))
             return first
 
     def clusters(self, block: str, groups: Groups, grid: tuple[int, int, int]) -> None:
@@ -260,6 +264,22 @@ class RunStats:
     def _reason(self, block: str, step: int) -> str | None:
         reason = None if (block, step) in self._cells else self._reasons.get((block, step))
         return reason and reason.value
+
+    def explain_none(self) -> bool:
+        """At the end of a run, remark that nothing was sparse where all reasons are in the settings: nobody would be told of it
+        otherwise. True where there is no reason at all: no call was seen that could have been sparse."""
+        with self._lock:
+            if self._unread or self._cells:
+                return False
+            if not self._sigmas:
+                self.remarks["not_announced"] = Remark(NOT_ANNOUNCED, {})
+                return False
+            counted = [reason for reason in self.dense if reason not in _NOT_CANDIDATES]
+            if counted and all(reason.expected for reason in counted):
+                reasons = ", ".join(f"{reason.value} {self.dense[reason]}" for reason in counted)
+                sentence = f"no call of this run was sparse, as the settings ask ({reasons}): lower warmup_steps, raise end_percent, or shorten dense_blocks"
+                self.remarks["nothing_sparse"] = Remark(sentence, {"reasons": reasons})
+            return not counted
 
     def report(self, completed: bool, settings: dict[str, object] | None = None) -> RunReport:
         """Sum up; waits for the device once."""
@@ -335,6 +355,7 @@ class RunStats:
             q_cluster_sizes=q_sizes,
             k_cluster_sizes=k_sizes,
             overlays=self.picture.labels(),
+            remarks=dict(self.remarks),
         )
 
 

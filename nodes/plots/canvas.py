@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..similarity import rgb
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -44,7 +46,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def fit(frame: torch.Tensor, width: int, height: int) -> np.ndarray:
     """A frame `[H, W, C]` in 0..1 as uint8 `[height, width, 3]`: smoothly made smaller, or enlarged in whole pixels."""
-    pixels = (frame[..., :3].float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
+    pixels = (rgb(frame).float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
     method = Image.Resampling.NEAREST if width > pixels.shape[1] else Image.Resampling.BOX
     return np.array(Image.fromarray(pixels).resize((width, height), method))
 

@@ -13,8 +13,8 @@ three real clips. The model is the host's own `WanModel` (in_dim 36, as Wan 2.2'
 mask, first frame), so it loads through the host's normal loader. It learns to continue a clip from its first frame;
 one training example in ten has no frame (text-to-video) and one in ten no text.
 
-Flow matching on the latents of `scripts/demo_nodes/codec.py`, sigma = 3u / (1 + 2u), u = sigmoid(normal); AdamW, cosine
-learning rate, EMA. bf16 autocast: on two cores with AMX a step of 3,120 tokens takes 0.65 s.
+Flow matching on the latents of `scripts/demo_nodes/codec.py`, sigma = 3u / (1 + 2u), u = sigmoid(normal); Muon and AdamW,
+cosine learning rate, EMA. bf16 autocast: on two cores with AMX a step of 3,120 tokens takes 0.65 s.
 """
 
 import argparse
@@ -156,6 +156,16 @@ def build_model():
     return model.train().requires_grad_(True)
 
 
+def optimizers_of(model, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, whose steps are as large as AdamW's would be; AdamW for everything else."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
+    others = [p for name, p in model.named_parameters() if not (p.dim() == 2 and name.startswith("blocks."))]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
+
+
 def prompt_vector(prompt: str) -> torch.Tensor:
     return _load(ROOT / "scripts/demo_nodes/prompt.py", "demo_prompt").prompt_vector(prompt)
 
@@ -221,12 +231,12 @@ def main() -> None:
 
         model.load_state_dict(load_file(args.init))
     ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizers = optimizers_of(model, args.lr)
     contexts = {name: prompt_vector(name) for name in CLIPS}
 
     spent, step, average, last_preview, last = 0.0, 0, None, 0.0, time.time()
     while (progress := spent / (args.hours * 3600)) < 1:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = args.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
         name, clean = clips.draw()
         clean = clean[None]
@@ -241,8 +251,9 @@ def main() -> None:
         loss = F.mse_loss(velocity.float(), (noise - clean)[:, :, part[0]][..., part[1], part[2]])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(model)
         step += 1
         average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()

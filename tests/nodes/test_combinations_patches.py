@@ -571,8 +571,6 @@ def test_torch_compile(model, svg2, gpu_attention, dynamo, name, keys):
     assert other_stats.latest().sparse_calls == 2 * blocks
 
 
-
-
 @pytest.mark.parametrize("name", [HUNYUAN, MOCHI])
 def test_torch_compile_before_svg2(model, svg2, gpu_attention, dynamo, name):
     patched, stats = svg2(compiled(model(name)), **EVERYWHERE)
@@ -580,6 +578,35 @@ def test_torch_compile_before_svg2(model, svg2, gpu_attention, dynamo, name):
     assert stats.latest().sparse_calls == 2 * VARIANTS[name].blocks and stats.latest().dense_calls == {}
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_blocks_compiled_in_one_piece(model, svg2, gpu_attention, dynamo, monkeypatch, backend, order):
+    """fullgraph: nothing of ours breaks the graph, and each step and block still decides for itself."""
+    import comfy.ldm.wan.model
+    from comfy.ldm.modules.attention import attention_pytorch
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    monkeypatch.setattr(comfy.ldm.wan.model, "optimized_attention", attention_pytorch)
+    keys = [f"diffusion_model.blocks.{i}" for i in range(3)]
+
+    def in_one_piece(patcher):
+        patcher = patcher.clone()
+        set_torch_compile_wrapper(model=patcher, backend=backend, fullgraph=True, dynamic=False, keys=keys)
+        return patcher
+
+    inputs = {**SPARSE, "warmup_steps": 2, "dense_blocks": "1"}
+    patched, stats = svg2(model(WAN), **inputs)
+    plain = sample(WAN, patched, steps=4)
+    if order == "before":
+        both, both_stats = svg2(in_one_piece(model(WAN)), **inputs)
+    else:
+        both, both_stats = svg2(model(WAN), **inputs)
+        both = in_one_piece(both)
+    assert rel_l2(sample(WAN, both, steps=4), plain) <= 1e-4
+    assert decisions(both_stats.latest()) == decisions(stats.latest())
+    assert both_stats.latest().sparse_calls == 4
+    off, _ = svg2(model(WAN), enabled=False)
+    assert rel_l2(sample(WAN, in_one_piece(off), steps=4), sample(WAN, model(WAN), steps=4)) <= 1e-5
 
 
 def test_a_compiled_model_without_svg2_and_then_with_it(model, svg2, gpu_attention, dynamo):

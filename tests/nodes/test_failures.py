@@ -75,9 +75,9 @@ def fails(error: type[BaseException]):
 def cancelled_in_a_block(model, monkeypatch):
     """As the stop button does it: a flag, which the host looks at before each of its operations."""
     import comfy.model_management as mm
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
-    monkeypatch.setattr(patch, "svg2_attention", at_call(5, patch.svg2_attention, mm.interrupt_current_processing))
+    monkeypatch.setattr(override, "svg2_attention", at_call(5, override.svg2_attention, mm.interrupt_current_processing))
     return model, mm.InterruptProcessingException
 
 
@@ -92,9 +92,8 @@ def another_override(model, monkeypatch):
     from comfy.ldm.modules.attention import attention_pytorch
 
     model = model.clone()
-    ours = model.model_options["transformer_options"]["optimized_attention_override"]
     theirs = at_call(8, lambda func, *args, **kwargs: attention_pytorch(*args, **kwargs), fails(Broken))
-    monkeypatch.setattr(ours, "previous", theirs)
+    model.model_options["transformer_options"]["optimized_attention_override"] = theirs
     return model, Broken
 
 
@@ -127,15 +126,6 @@ def another_prepare_state(model, monkeypatch):
     return model, Broken
 
 
-def our_prepare_state(model, monkeypatch):
-    from comfy.patcher_extension import CallbacksMP
-
-    model = model.clone()
-    [ours] = model.callbacks[CallbacksMP.ON_PREPARE_STATE]["svg2"]
-    model.callbacks[CallbacksMP.ON_PREPARE_STATE]["svg2"] = [at_call(3, ours, fails(Broken))]
-    return model, Broken
-
-
 def _our(module, name, number=3):
     def arrange(model, monkeypatch):
         place = importlib.import_module(f"svg2_pack.nodes.{module}")
@@ -147,8 +137,8 @@ def _our(module, name, number=3):
 
 
 FAILURES = [cancelled_in_a_block, cancelled_in_a_kernel, another_override, a_block, another_model_wrapper,
-            another_prepare_state, our_prepare_state, _our("run", "open_call"), _our("patch", "watch_blocks"),
-            _our("patch", "find_layout", 10)]  # fmt: skip
+            another_prepare_state, _our("run", "open_call"), _our("evaluation", "put_on_top"), _our("evaluation", "watch_blocks"),
+            _our("override", "find_layout", 10)]  # fmt: skip
 
 
 def traces(model) -> dict:
@@ -169,7 +159,7 @@ def traces(model) -> dict:
 
 @pytest.mark.parametrize("arrange", FAILURES, ids=lambda f: f.__name__)
 def test_the_next_run_is_as_if_nothing_had_happened(any_case, svg2, arrange):
-    from svg2_pack.nodes import block_numbers, patch
+    from svg2_pack.nodes import now, patch
 
     variant, model, fresh = any_case
     patched, stats = svg2(model, **SPARSE)
@@ -190,7 +180,7 @@ def test_the_next_run_is_as_if_nothing_had_happened(any_case, svg2, arrange):
 
     after = traces(patched)
     assert after == before
-    assert getattr(block_numbers._now, "call", None) is None
+    assert now.current() is None
     gc.collect()
     assert len(runs) == 1 and runs[0]() is None
     del failing
@@ -233,7 +223,7 @@ def test_a_shortage_at_first_is_answered_with_fewer_heads(
 @depths
 def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, module, operation, number, shortage):
     """They are given up first: the heads stay together, and the sample stays sparse and right."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
     variant, model, _ = wan_case
     heads = []
@@ -243,11 +233,11 @@ def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, modul
         return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
 
     dense = sample(variant, model)
-    whole, per_call = patch.svg2_attention, 2 if operation == "kmeans" else 1
+    whole, per_call = override.svg2_attention, 2 if operation == "kmeans" else 1
     everything = {"density": 0.9999}  # nearly: a density of 1 makes no stand-ins
     patched, stats = svg2(model, **{**SPARSE, **everything})
     with monkeypatch.context() as m:
-        m.setattr(patch, "svg2_attention", noted)
+        m.setattr(override, "svg2_attention", noted)
         m.setattr(module, operation, at_call(per_call * 3 + number, getattr(module, operation), shortage))
         assert rel_l2(sample(variant, patched), dense) <= 1e-4
     assert heads == [None] * (3 * (STEPS - 1) + 1)

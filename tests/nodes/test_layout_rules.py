@@ -55,6 +55,46 @@ def test_parts_of_a_video_under_masks_of_their_own(svg2):
     assert "a part of the video on its own" in report.notices[0]
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+def test_guides_of_ltx(svg2, factor, strength):
+    """The host's own node, as IC-LoRA workflows use it: a guide that is smaller than the video has no tokens between its own. At
+    full strength it is a part of the video; below, the video is asked for in parts."""
+    from comfy_extras.nodes_lt import LTXVAddGuide
+
+    class VAE:
+        downscale_index_formula = (8, 32, 32)
+
+        def encode(self, pixels):
+            f, h, w, _ = pixels.shape
+            return torch.randn(1, 128, (f - 1) // 8 + 1, h // 32, w // 32, generator=torch.Generator().manual_seed(5))
+
+    variant = VARIANTS["ltxv t2v"]
+    positive, negative, latent = LTXVAddGuide.execute(
+        variant.conditioning(), variant.conditioning(seed=9), VAE(), {"samples": torch.zeros(1, 128, 5, 8, 8)},
+        torch.rand(33, 256, 256, 3, generator=torch.Generator().manual_seed(1)), 0, strength,
+        iclora_parameters={"reference_downscale_factor": factor},
+    ).result  # fmt: skip
+    assert (latent["noise_mask"] < 0).any() == (factor > 1)
+
+    def run(model):
+        return tiny_models.tiny_wan.sample(
+            model, steps=2, shape=latent["samples"], positive=positive, negative=negative, noise_mask=latent["noise_mask"]
+        )
+
+    model = variant.build()
+    dense = run(model)
+    patched, stats = svg2(model, **EVERYWHERE, top_p=1.0)
+    assert rel_l2(run(patched), dense) <= 1e-4
+    report = stats.latest()
+    if strength == 1:
+        assert report.dense_calls == {} and report.sparse_calls == 2 * variant.blocks
+        assert report.tokens == 320 + 320 // factor**2
+    else:
+        assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"}
+        assert "a part of the video on its own" in report.notices[0]
+
+
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -68,10 +108,10 @@ def test_parts_of_a_video_under_masks_of_their_own(svg2):
 )
 def test_calls_that_are_not_plain_self_attention(wan, svg2, monkeypatch, change, reason):
     """Made from a real call of the model, inside a run."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
     reasons = []
-    answer = patch.sparse_or_refusal
+    answer = override.sparse_or_refusal
 
     def changed(run, call, options, q, k, v, mask, scale):
         if q.shape[2] == 320 == k.shape[2]:
@@ -79,11 +119,11 @@ def test_calls_that_are_not_plain_self_attention(wan, svg2, monkeypatch, change,
             x = q.expand(change.get("batch", 1), -1, -1, -1)
             keys, values = (t.expand(x.shape[0], -1, -1, -1)[:, :, : change.get("keys", 320), :width] for t in (k, v))
             causal = torch.ones(320, 320, dtype=torch.bool).tril() if change.get("mask") else None
-            refusal = patch.not_a_candidate(run, call, change)
+            refusal = override.not_a_candidate(run, call, change)
             reasons.append((refusal or answer(run, call, options, x, keys, values, causal, scale)).reason.value)
         return answer(run, call, options, q, k, v, mask, scale)
 
-    monkeypatch.setattr(patch, "sparse_or_refusal", changed)
+    monkeypatch.setattr(override, "sparse_or_refusal", changed)
     patched, stats = svg2(wan, **EVERYWHERE)
     tiny_models.tiny_wan.sample(patched, steps=1)
     assert reasons == [reason] * 3 and stats.latest().sparse_calls == 3

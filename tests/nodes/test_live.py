@@ -246,17 +246,17 @@ def test_no_read_of_a_tensor_for_the_messages(wan, svg2, queued, listener, monke
 
 def test_a_run_without_dense_calls_times_one_for_comparison(wan, svg2, monkeypatch):
     """In its second sparse step, once; the answer stays the sparse one. Where the run has dense calls of its own, none is made."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
     for inputs, extra in (({"warmup_steps": 0, "dense_blocks": ""}, 1), ({"warmup_steps": 1, "dense_blocks": ""}, 0), ({"warmup_steps": 0, "dense_blocks": "0"}, 0)):
-        calls, whole = [], patch._delegate
+        calls, whole = [], override._delegate
 
-        def noted(call, dense, func, watch, whole=whole, calls=calls):
+        def noted(mine, func, qkv, heads, arguments, watch, whole=whole, calls=calls):
             if watch is not None:
-                calls.append(call.step)
-            return whole(call, dense, func, watch)
+                calls.append(arguments["transformer_options"]["svg2_call"].step)
+            return whole(mine, func, qkv, heads, arguments, watch)
 
-        monkeypatch.setattr(patch, "_delegate", noted)
+        monkeypatch.setattr(override, "_delegate", noted)
         patched, stats = svg2(wan, **inputs)
         first = tiny_wan.sample(patched, steps=STEPS)
         report = stats.latest()
@@ -268,17 +268,17 @@ def test_a_run_without_dense_calls_times_one_for_comparison(wan, svg2, monkeypat
 
 
 def test_a_comparison_that_does_not_fit_is_done_without(wan, svg2, monkeypatch):
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
-    def short(call, dense, func, watch):
-        if watch is not None:
+    def short(*args):
+        if args[-1] is not None:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(call, dense, func, watch)
+        return whole(*args)
 
-    whole = patch._delegate
+    whole = override._delegate
 
     patched, stats = svg2(wan)
     expected = tiny_wan.sample(patched, steps=STEPS)
-    monkeypatch.setattr(patch, "_delegate", short)
+    monkeypatch.setattr(override, "_delegate", short)
     assert torch.equal(tiny_wan.sample(patched, steps=STEPS), expected)
     assert stats.latest().attention_speedup is None and stats.latest().dense_calls == {}

@@ -257,9 +257,9 @@ def test_a_device_still_busy_when_another_fails(made, svg2, split, monkeypatch):
 
 def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch, two_threads):
     """Each goes on with fewer heads; that the other did so first is no reason to give up."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
-    whole, both, heads = patch.svg2_attention, threading.Barrier(2, timeout=60), []
+    whole, both, heads = override.svg2_attention, threading.Barrier(2, timeout=60), []
 
     def short(*args, heads_at_a_time=None, **kwargs):
         heads.append(heads_at_a_time)
@@ -270,7 +270,7 @@ def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch, two_thread
 
     patched, stats = svg2(made("cosmos t2v"), **SPARSE)
     expected = sample("cosmos t2v", patched)
-    monkeypatch.setattr(patch, "svg2_attention", short)
+    monkeypatch.setattr(override, "svg2_attention", short)
     assert torch.equal(sample("cosmos t2v", split(patched)), expected)
     assert stats.latest().dense_calls == {} and heads.count(None) == 2
 

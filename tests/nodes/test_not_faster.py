@@ -11,15 +11,15 @@ from tiny_wan import sample
 @pytest.fixture
 def slowed(monkeypatch):
     """Each sparse call takes a twentieth of a second more."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
-    right = patch.svg2_attention
+    right = override.svg2_attention
 
     def slow(*args, **kwargs):
         time.sleep(0.05)
         return right(*args, **kwargs)
 
-    monkeypatch.setattr(patch, "svg2_attention", slow)
+    monkeypatch.setattr(override, "svg2_attention", slow)
 
 
 def remarks(stats):

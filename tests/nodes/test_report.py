@@ -149,6 +149,18 @@ def test_slower_is_not_faster(show):
     assert "attention 4.0x faster than a dense call in this run" in headline(RUN)[0]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_pictures_of_other_than_three_channels(host, channels):
+    """Masks as pictures are shades of grey; what follows red, green and blue is left out."""
+    from svg2_pack.nodes.plots.canvas import fit
+    from svg2_pack.nodes.similarity import rgb as three
+
+    frame = torch.rand(6, 8, channels)
+    expected = frame[..., :3] if channels == 4 else frame[..., :1].repeat(1, 1, 3)
+    assert torch.equal(three(frame), expected)
+    assert (fit(frame, 8, 6) == (expected * 255).round().byte().numpy()).all()
+
+
 def test_notices_are_told(show):
     plain, _, _ = show(RUN)
     plots, text, _ = show(replace(RUN, notices=["a kernel failed and was retired"]))

@@ -17,10 +17,10 @@ def padded(host):
 
 def perturb_text(svg2, padded, monkeypatch, token: int, **inputs) -> list:
     """Change the key and value of one text token in every sparse call: (before, after, dense before, dense after) of each."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
     answers = []
-    answer = patch.sparse_or_refusal
+    answer = override.sparse_or_refusal
 
     def twice(run, call, options, q, k, v, mask, scale):
         k2, v2 = k.clone(), v.clone()
@@ -36,7 +36,7 @@ def perturb_text(svg2, padded, monkeypatch, token: int, **inputs) -> list:
         answers.append((before, after, *dense))
         return before
 
-    monkeypatch.setattr(patch, "sparse_or_refusal", lambda *args: twice(*args) if args[3].shape[2] > TEXT else answer(*args))
+    monkeypatch.setattr(override, "sparse_or_refusal", lambda *args: twice(*args) if args[3].shape[2] > TEXT else answer(*args))
     variant, model = padded
     patched, stats = svg2(model, **EVERYWHERE, **inputs)
     tiny_models.sample(variant, patched, steps=1)

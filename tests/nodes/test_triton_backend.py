@@ -106,9 +106,9 @@ def test_what_the_kernels_do_not_have_yet_is_served_with_centroids_and_said(wan,
 
 def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
     """The same bits, so also: two runs are bit-identical."""
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes import override
 
-    whole, seen = patch.svg2_attention, []
+    whole, seen = override.svg2_attention, []
 
     def small(*args, heads_at_a_time=None, **kwargs):
         seen.append(heads_at_a_time)
@@ -118,7 +118,7 @@ def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
 
     patched, stats = svg2(wan, backend="triton", top_p=0.3, **FEW)
     expected = sample(patched, steps=2, shape=latent(*SMALL))
-    monkeypatch.setattr(patch, "svg2_attention", small)
+    monkeypatch.setattr(override, "svg2_attention", small)
     assert torch.equal(sample(patched, steps=2, shape=latent(*SMALL)), expected)
     assert seen == [None] + [1] * 6 and stats.latest().backend == "triton" and stats.latest().dense_calls == {}
 

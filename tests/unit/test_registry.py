@@ -118,6 +118,6 @@ def test_reasons_of_the_contract():
     assert {reason.value for reason in Reason} == {
         "not_video_self_attention", "unknown_layout", "no_run", "warmup", "past_end", "dense_block", "short_sequence",
         "unsupported_mask", "unsupported_head_dim", "unsupported_dtype", "unsupported_device", "no_backend",
-        "kernel_failed", "out_of_memory", "disabled",
+        "kernel_failed", "out_of_memory", "never_came", "gradients", "recorded", "disabled",
     }  # fmt: skip
     assert len({reason.sentence for reason in Reason}) == len(Reason)

@@ -211,3 +211,38 @@ def test_the_first_block_gets_a_larger_share_where_it_is_sparse():
     for equal in (make(flow(3)(20), density=0.05, first_block_share=3.0, dense_blocks="0"), make(flow(3)(20), density=0.05, dense_blocks="")):
         assert {equal.config_of(block, 40).density for block in range(1, 40)} == {0.05}
     assert run.config_of(0, None).density == 0.05
+
+
+# Schedules that repeat a value or go back up, each evaluated once a step: steps in the order of evaluation.
+ODD = {
+    "first repeated": ([1.0, 1.0, 0.5, 0.0], [0, 0, 2]),
+    "twice": ([1.0, 1.0, 0.5, 0.5, 0.0], [0, 0, 2, 2]),
+    "three times": ([1.0, 1.0, 1.0, 0.4, 0.0], [0, 0, 0, 3]),
+    "restart": ([1.0, 0.6, 0.3, 0.6, 0.3, 0.0], [0, 1, 2, 3, 4]),
+    "rising": ([0.0, 0.3, 0.7, 1.0], [0, 1, 2]),
+    "one value": ([1.0], [0]),
+    "above the top": ([1.2, 0.8, 0.4, 0.0], [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_schedules(name):
+    """Steps without a change of sigma are one with the step they lead to, so that a warm-up of one step is one that changes
+    something."""
+    sigmas, expected = ODD[name]
+    schedule = Schedule(tuple(sigmas), SVG2Config(warmup_steps=1))
+    steps = [0]
+    for sigma in sigmas[: max(len(sigmas) - 1, 1)]:
+        steps.append(schedule.step_of(sigma, since=steps[-1]))
+    assert steps[1:] == expected
+    assert [schedule.dense_step(step) is Reason.WARMUP for step in steps[1:]] == [step == 0 for step in expected]
+
+
+def test_a_sampler_that_goes_back_finds_its_step_again():
+    """An adaptive sampler rejects a step and evaluates at a higher sigma once more."""
+    schedule = Schedule((1.0, 0.5, 0.2, 0.0), SVG2Config())
+    assert schedule.step_of(0.5, since=2) == 1
+
+
+def test_the_last_step_that_may_be_sparse_is_one_that_is_met():
+    assert Schedule((1.0, 0.5, 0.5, 0.0), SVG2Config()).last_sparse_step == 1

@@ -1,0 +1,258 @@
+"""The attention override: every attention call of the model comes here and is answered sparsely, or densely with a reason."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import torch
+
+from ..svg2_core.attention import AttentionResult, default_heads, svg2_attention
+from ..svg2_core.cache import Key
+from ..svg2_core.config import SVG2Config
+from ..svg2_core.layout import Layout
+from ..svg2_core.ops import registry
+from ..svg2_core.reasons import Reason, Refusal
+from . import compiled
+from .block_numbers import block_and_total
+from .host_records import pause_malloc_graph, recorded
+from .layouts import find_layout
+from .model_call import ModelCall
+from .option_keys import CALL, RUN
+from .run import Run, Settings
+
+# Dense calls that would have been sparse in another step or block: their time can be compared with the sparse ones'.
+COMPARABLE = {Reason.WARMUP, Reason.PAST_END, Reason.DENSE_BLOCK}
+
+log = logging.getLogger("svg2")
+
+_thread = threading.local()  # answering: a dense call is on its way through the overrides below ours
+
+
+class Override:
+    """The attention override. Dense calls go to `previous`, the override that was there before, or to the host.
+
+    beneath: what comes after this one where `previous` calls an override of ours in turn, which it found there before.
+    """
+
+    def __init__(self, settings: Settings, previous: Callable | None, beneath: Callable | None):
+        self.settings = settings
+        self.previous = previous
+        self.beneath = beneath
+
+    def __deepcopy__(self, memo) -> "Override":
+        """Itself: what it holds for a run is looked up by the call."""
+        return self
+
+    def __call__(self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False,
+                 skip_output_reshape=False, **kwargs):  # fmt: skip
+        arguments = {"mask": mask, "attn_precision": attn_precision, "skip_reshape": skip_reshape,
+                     "skip_output_reshape": skip_output_reshape, **kwargs}  # fmt: skip
+        if torch.compiler.is_compiling() and compiled.serves(q, k, v, arguments):
+            return compiled.attention(func, q, k, v, heads, arguments)
+        return self.answer(func, (q, k, v), heads, arguments)
+
+    def container_function(self, q, k, v, heads, **arguments):
+        """What newer hosts call with q, k, v in containers, whose tensors are freed as soon as they are taken out and used."""
+        return self.answer(comfy.ldm.modules.attention.optimized_attention, (q, k, v), heads, arguments)
+
+    @torch.compiler.disable
+    def answer(self, func: Callable, qkv: tuple, heads: int, arguments: dict):
+        """The answer to a call of the host's attention function `func`. qkv: tensors, or the host's containers of them."""
+        options = arguments.get("transformer_options") or {}
+        run: Run | None = options.get(RUN)
+        call: ModelCall | None = options.get(CALL)
+        if run is None or _answering():
+            return self._dense(func, qkv, heads, arguments)
+        out = sparse_answer(run, call, options, qkv, heads, arguments)
+        comparable = not isinstance(out, Refusal) or out.reason in COMPARABLE
+        if call is not None and call.preferred is not None and self.previous is None:
+            func = call.preferred  # the checkpoint's own; the host gives it up where there is an override
+        ours = run.settings.dense if comparable and run.settings.dense and arguments.get("mask") is None else func
+        if isinstance(out, Refusal):
+            watch = run.stats.dense_watch(call.device) if comparable and call is not None else None
+            return _delegate(self, ours, qkv, heads, arguments, watch)
+        watch = run.stats.reference_watch(call.device, call.step)
+        if watch is not None:
+            try:
+                _delegate(self, ours, qkv, heads, arguments, watch)
+            except Exception as error:
+                if not comfy.model_management.is_oom(error):  # no room for a comparison: the answer is there already
+                    raise
+        return out if arguments.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
+
+    def _dense(self, func, qkv, heads, arguments):
+        below = self.beneath if _answering() else self.previous
+        if below is None:
+            return func(*_for(func, qkv), heads, **arguments)
+        before, _thread.answering = _answering(), True
+        try:
+            if hasattr(below, "container_function") and not isinstance(qkv[0], torch.Tensor):
+                return below.container_function(*qkv, heads, **arguments)
+            return below(func, *_tensors(qkv), heads, **arguments)
+        finally:
+            _thread.answering = before
+
+
+def _answering() -> bool:
+    return getattr(_thread, "answering", False)
+
+
+def _for(func: Callable, qkv: tuple) -> tuple:
+    """Containers where the host's function takes them, else what is in them."""
+    return qkv if hasattr(func, "container_function") else _tensors(qkv)
+
+
+def _tensors(qkv: tuple) -> tuple:
+    """Out of their containers, which then hold them no longer."""
+    return tuple(x if isinstance(x, torch.Tensor) else x.take() for x in qkv)
+
+
+def _delegate(override: Override, func: Callable, qkv: tuple, heads: int, arguments: dict, watch) -> torch.Tensor:
+    """The dense answer, through the overrides below ours, timed by `watch`."""
+    try:
+        return override._dense(func, qkv, heads, arguments)
+    finally:
+        if watch is not None:
+            watch.stop()
+
+
+def sparse_answer(run: Run, call: ModelCall | None, options: dict, qkv: tuple, heads: int, arguments: dict):
+    """The sparse answer `[B, H, N, D]`, or why not. Holds no tensor of the inputs when it returns."""
+    refusal = not_a_candidate(run, call, arguments)
+    if refusal is not None:
+        return refusal
+    q, k, v = (x if isinstance(x, torch.Tensor) else x.peek() for x in qkv)
+    if not arguments.get("skip_reshape"):
+        q, k, v = (_split_heads(x, heads) for x in (q, k, v))
+    return sparse_or_refusal(run, call, options, q, k, v, arguments.get("mask"), arguments.get("scale"))
+
+
+def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """`[B, N, H * D]` as a `[B, H, N, D]` view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def not_a_candidate(run: Run, call: ModelCall | None, kwargs: dict) -> Refusal | None:
+    """What is known not to be for SVG2 before anyone looks at its tensors."""
+    if call is None:
+        return run.refuse(Refusal(Reason.UNKNOWN_LAYOUT, "the model does not announce its evaluations"), None)
+    if call.refusal is not None:
+        return run.refuse(call.refusal, None)
+    if kwargs.get("enable_gqa"):
+        call.came = True
+        return run.refuse(Refusal(Reason.UNKNOWN_LAYOUT, "fewer key heads than query heads"), None)
+    return None
+
+
+def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, scale) -> torch.Tensor | Refusal:
+    """Answer a call of q, k, v `[B, H, N, D]` sparsely, or count why not."""
+    layout = find_layout(call, q, k, v, mask)
+    call.came |= not isinstance(layout, Refusal) or layout.reason is not Reason.NOT_VIDEO_SELF_ATTENTION
+    if isinstance(layout, Refusal):
+        return run.refuse(layout, None)
+
+    number, total = block_and_total(call, options)
+    if number is None:
+        return run.refuse(Refusal(Reason.UNKNOWN_LAYOUT, "it cannot be told which block runs"), None)
+    nth = call.seen.get(number, 0)
+    call.seen[number] = nth + 1
+    block = str(number) if nth == 0 else f"{number}.{nth}"
+
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return run.refuse(Refusal(Reason.GRADIENTS), block, call.step)
+    if recorded(q.device):
+        return run.refuse(Refusal(Reason.RECORDED), block, call.step)
+    c_q, c_k = run.settings.config.cluster_counts(layout.video_len)
+    reason = call.dense_step or run.schedule.dense_block(number, total)
+    if reason is not None:
+        return run.refuse(Refusal(reason), block, call.step)
+    least = max(run.settings.config.min_tokens, c_q, c_k)
+    if layout.video_len < least:
+        return run.refuse(Refusal(Reason.SHORT_SEQUENCE, f"{layout.video_len:,} < {least:,} tokens"), block, call.step)
+    if not (q.dtype == k.dtype == v.dtype):
+        return run.refuse(Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block, call.step)
+
+    with pause_malloc_graph():  # what follows makes what outlives the block: centroids, figures
+        return _sparse(run, call, q, k, v, layout, run.schedule.config_of(number, total), block, scale)
+
+
+def _sparse(run: Run, call: ModelCall, q, k, v, layout: Layout, config: SVG2Config, block: str, scale) -> torch.Tensor | Refusal:
+    """Answer a call that nothing speaks against, and keep what it leaves for the next step and the report."""
+    keys = [
+        Key(conditioning, (block, row, layout.video_len, q.device, call.window)) for conditioning, row in call.rows()
+    ]
+    watch = run.stats.sparse_watch(q.device)
+    result = _attend(run, q, k, v, layout, config, keys, scale)
+    if isinstance(result, Refusal):
+        return run.refuse(result, block, call.step)
+    watch.stop()
+    result, backend, cold = result
+    for key, entry in zip(keys, result.centroids, strict=False):
+        run.cache.put(key, entry)
+    run.stats.sparse_call(
+        call.step, block, layout.video_len, result.density, backend,
+        error=result.error, expected_error=result.expected_error, text_share=result.text_share, cold=cold,
+    )  # fmt: skip
+    _remark(run, backend)
+    if call.step == run.schedule.last_sparse_step:
+        run.stats.clusters(block, result.groups, call.grid)
+    return result.out
+
+
+def _remark(run: Run, backend: str) -> None:
+    """Say what runs sparse, but not as the settings ask."""
+    config = run.settings.config
+    served = config.for_backend(registry.has_far_field(backend))
+    if served.compensation != config.compensation or (served.density is None) != (config.density is None):
+        what = "centroids stand in" if served.compensation == "centroid" else "nothing stands in"
+        sentence = (
+            f"backend {backend} has no far field of first order and no choice by density yet: "
+            f"pairs are chosen by top_p {served.top_p:g}, and {what} for the others"
+        )
+        if run.stats.remark("no_far_field", sentence):
+            log.warning("SVG2: %s", sentence)
+    if backend == "sdpa" and run.stats.device != "cpu":
+        sentence = (
+            f"backend sdpa reads sizes from the {run.stats.device} device several times in every call, which waits for them; "
+            "how fast that is has been measured on CPUs only"
+        )
+        if run.stats.remark("sdpa_waits", sentence):
+            log.warning("SVG2: %s", sentence)
+    if run.cache.refused:
+        sentence = (
+            f"not all clusters fit into the {run.cache.limit_bytes / 2**20:.0f} MiB kept between steps: "
+            "the blocks left out start anew at each step, which takes longer"
+        )
+        if run.stats.remark("cache_full", sentence):
+            log.warning("SVG2: %s", sentence)
+
+
+def _attend(
+    run: Run, q, k, v, layout: Layout, config: SVG2Config, keys: list[Key], scale
+) -> tuple[AttentionResult, str, bool] | Refusal:
+    """Try backends until one answers: -> result, its backend, whether any row started cold. Memory shortage is retried with
+    fewer heads at a time."""
+    while True:
+        warm = [run.cache.get(key) for key in keys] or None
+        backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
+        if isinstance(backend, Refusal):
+            return backend
+        heads = run.heads_at_a_time.get(q.device)
+        try:
+            result = svg2_attention(q, k, v, layout, config, warm, scale=scale, backend=backend, heads_at_a_time=heads)
+            return result, backend, warm is None or any(past is None for past in warm)
+        except Exception as error:
+            if comfy.model_management.is_oom(error) or "can't allocate memory" in str(error):  # the latter is the CPU's
+                if run.cache.drop(q.device):
+                    continue
+                heads = heads or default_heads(q, layout, config, backend)
+                if heads == 1:
+                    return Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0])
+                # Another thread may have halved it meanwhile: that it did so is no reason to give up.
+                run.heads_at_a_time[q.device] = min(run.heads_at_a_time.get(q.device, heads), heads // 2)
+                continue
+            # Retired for the life of the process; the next backend, or dense attention, answers this same call.
+            log.exception("SVG2: backend %s failed and is retired", backend)
+            registry.retire(backend, error)
