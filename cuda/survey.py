@@ -14,7 +14,7 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-from . import images, local_build, nvrtc
+from . import images, local_build, nvrtc, triton_advice
 from .api import Driver, DriverError
 from .sources import SOURCES, Source
 
@@ -94,7 +94,16 @@ def _torch() -> dict:
 
 
 def _triton() -> str | None:
-    return _version("triton") or _version("triton-windows") if importlib.util.find_spec("triton") else None
+    """By its source: it is one import package, but each kind of torch brings it in a distribution of another name."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or not spec.origin:
+        return None
+    try:
+        text = Path(spec.origin).read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return found.group(1) if found else "of unknown version"
 
 
 def _version(name: str) -> str | None:
@@ -165,10 +174,9 @@ def _advice(found: dict) -> list[str]:
         return [*advice, "SVG2 needs an NVIDIA GPU of compute capability 8.0 (RTX 30 series, A100) or newer"]
     if not found["torch"]["cuda"]:
         advice.append("install a CUDA build of torch: this one cannot use the GPU")
-    if not found["triton"]:
-        package = "triton-windows" if os.name == "nt" else "triton"
-        advice.append(f"pip install {package}: clustering and the block map run on it")
-    elif platform.system() == "Linux" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+    elif not found["triton"]:
+        advice.append(f"{triton_advice.how_to_get(found['torch']['version'])}: clustering and the block map run on Triton")
+    if found["triton"] and platform.system() == "Linux" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         advice.append("install a C compiler (Debian, Ubuntu: apt install gcc python3-dev): Triton needs one at its first use")
     needed = max(_newer_driver(gpu, found) for gpu in found["gpus"])
     if needed:

@@ -78,7 +78,7 @@ class Override:
             try:
                 _delegate(self, ours, qkv, heads, arguments, watch)
             except Exception as error:
-                if not comfy.model_management.is_oom(error):  # no room for a comparison: the answer is there already
+                if not _is_oom(error):  # no room for a comparison: the answer is there already
                     raise
         return out if arguments.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
@@ -244,7 +244,7 @@ def _attend(
             result = svg2_attention(q, k, v, layout, config, warm, scale=scale, backend=backend, heads_at_a_time=heads)
             return result, backend, warm is None or any(past is None for past in warm)
         except Exception as error:
-            if comfy.model_management.is_oom(error) or "can't allocate memory" in str(error):  # the latter is the CPU's
+            if _is_oom(error):
                 if run.cache.drop(q.device):
                     continue
                 heads = heads or default_heads(q, layout, config, backend)
@@ -256,3 +256,9 @@ def _attend(
             # Retired for the life of the process; the next backend, or dense attention, answers this same call.
             log.exception("SVG2: backend %s failed and is retired", backend)
             registry.retire(backend, error)
+
+
+def _is_oom(error: Exception) -> bool:
+    """Whether memory ran short: as the host knows it, which takes faults of the driver for one too, or on the CPU."""
+    host_knows = getattr(comfy.model_management, "is_oom", lambda error: isinstance(error, torch.OutOfMemoryError))
+    return host_knows(error) or "can't allocate memory" in str(error)

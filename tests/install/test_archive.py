@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from manager import requirements
 from packaging.requirements import Requirement
 
 try:
@@ -83,20 +84,8 @@ def test_prebuilt_files(shipped):
     assert listed == {name for name in shipped if name.startswith("cuda/prebuilt/")} - {"cuda/prebuilt/manifest.json"}
 
 
-def test_requirements_one_by_one():
-    """Manager runs pip once for each line, as it stands: one requirement, no option, no address, nothing to compile."""
-    lines = [line for line in read("requirements.txt").splitlines() if line.strip()]
-    assert lines == [line.strip() for line in lines] and read("requirements.txt").isascii()
-    found = [Requirement(line) for line in lines]
-    assert {requirement.name for requirement in found} == {"triton", "triton-windows"}
-    assert all(requirement.marker is not None and requirement.url is None for requirement in found)
-    for system, name in (("linux", "triton"), ("win32", "triton-windows")):
-        assert [r.name for r in found if r.marker.evaluate({"sys_platform": system})] == [name]
-    assert not [r.name for r in found if r.marker.evaluate({"sys_platform": "darwin"})]
-
-
 def test_dependencies_are_the_requirements(project):
-    expected = {str(Requirement(line)) for line in read("requirements.txt").splitlines() if line.strip()}
+    expected = {str(Requirement(line)) for line in requirements(ROOT)}
     assert {str(Requirement(text)) for text in project["project"]["dependencies"]} == expected
 
 

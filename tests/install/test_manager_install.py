@@ -1,27 +1,13 @@
-"""The two steps that Manager takes after unpacking: each line of requirements.txt, then install.py."""
+"""What Manager runs after unpacking, beside pip for requirements.txt: install.py."""
 
-import importlib.util
 import json
 from pathlib import Path
 
-import pytest
-from manager import install_script, requirement
-from packaging.requirements import Requirement
-
-ROOT = Path(__file__).resolve().parents[2]
+from manager import install_script
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize("line", (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
-def test_a_line_where_triton_is_installed(line):
-    if Requirement(line).marker.evaluate() and importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed here: scripts/environment.py installs none on Windows without a GPU")
-    done = requirement(line)
-    assert done.returncode == 0, done.stderr
-    assert "Would install" not in done.stdout  # it is there, or not for this system
 
 
 def test_install_twice_over_an_old_status(install, shipped):

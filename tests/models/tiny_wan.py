@@ -37,6 +37,7 @@ def latent(frames: int = 5, height: int = 16, width: int = 16, batch: int = 1, c
     return torch.zeros(batch, channels, frames, height, width)
 
 
+@torch.no_grad()  # as the host runs a graph; the parameters of older hosts ask for gradients
 def sample(model, steps=4, cfg=1.0, sampler="euler", scheduler="simple", seed=1, shape=None, positive=None,
            negative=None, denoise=1.0, noise=None, **kwargs):  # fmt: skip
     """Sample through the host's own `comfy.sample`, as KSampler does; the latent."""

@@ -37,8 +37,9 @@ class Rival:
         model = model.clone()
         self.install(model.model_options["transformer_options"])
 
-        def back_on_top(patcher, timestep, model_options):
-            self.install(model_options["transformer_options"])
+        def back_on_top(patcher, timestep, model_options=None):
+            if model_options is not None:  # hosts before 0.21 do not hand them out
+                self.install(model_options["transformer_options"])
 
         model.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, "rival", back_on_top)
         return model
