@@ -4,11 +4,11 @@ import re
 from functools import lru_cache
 
 # From this compute capability on, up to the next line's: the least Triton. All lines are by compiling a product on tensor
-# cores (tl.dot), which most of the kernels have, for the architecture with the releases 3.1.0 to 3.7.1 for Linux.
+# cores (tl.dot), which most of the kernels have, for the architecture with releases of every minor version from 3.1 to 3.8.
 LEAST = {
     (8, 0): (3, 2, 0),  # of torch 2.6. 3.1 compiles too, and is of the one torch that ComfyUI supports "minimally"
     (10, 0): (3, 3, 0),  # 3.2: SIGABRT ("computeCapability not supported")
-    (10, 3): (3, 5, 1),  # 3.3.1, 3.5.0: SIGABRT ("Cannot select" in LLVM); triton-lang/triton#8485. For 11.0 3.2 aborts, too
+    (10, 3): (3, 5, 1),  # 3.3.1, 3.5.0: SIGABRT ("Cannot select" in LLVM); triton-lang/triton#8485. 11.0 (3.2: SIGABRT) goes with it
     (12, 0): (3, 3, 1),  # 3.2: SIGABRT; 3.3.0: a failed pass; triton-lang/triton#6771. 12.1 is the same
 }
 # Not in the table: an assembler (ptxas) that is too old, as for 10.3 and 12.1 before Triton 3.6 and for 11.0 before 3.7. That is

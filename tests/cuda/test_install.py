@@ -162,6 +162,18 @@ def test_without_prebuilt_files(pack, site, nvrtc, triton, expected, kind):
         assert advice == f"to get faster: {pin}: clustering and the block map run on Triton"
 
 
+@pytest.mark.parametrize("distribution", ["pytorch-triton", "pytorch-triton-xpu", "triton-windows"])
+def test_triton_under_another_name(pack, site, distribution):
+    """It is one import package with many distributions: none of them is said to be missing."""
+    folder = Path(site())
+    (folder / "triton-3.7.1.dist-info").rename(folder / f"{distribution.replace('-', '_')}-3.7.1.dist-info")
+    lines, status = run(pack, (8, 9), site=str(folder))
+    assert "triton: 3.7.1" in lines and status["triton"] == "3.7.1" and status["advice"] == []
+    (folder / "triton" / "__init__.py").write_text("raise AssertionError('imported')")
+    lines, status = run(pack, (8, 9), site=str(folder))
+    assert "triton: of unknown version" in lines and status["advice"] == []
+
+
 def test_an_unknown_architecture(pack, site):
     lines, _ = run(pack, (13, 0), site=site(), version=13010, name="Zukünftige™ GPU")
     assert "GPU 0: Zuk\\xfcnftige\\u2122 GPU, compute capability 13.0" in lines

@@ -21,7 +21,7 @@ def write_tiny_workflow(path: Path) -> None:
     widgets["SVG2DemoConditioning"][1:] = [96, 64, 13]  # width, height, frames
     widgets["KSampler"][2] = 3
     # What both backends have: the paper's clusters and rule, with centroids.
-    knobs = {1: "paper", 4: 0.5, 6: 0.03, 7: 10, 8: 2, 12: "centroid"}  # preset, top_p, min_k_ratio, k-means, compensation
+    knobs = {1: "paper", 4: 0.5, 6: 0.03, 7: 4, 8: 1, 12: "centroid"}  # preset, top_p, min_k_ratio, k-means, compensation
     for place, value in knobs.items():
         widgets["SVG2SparseAttention"][place] = value
     path.write_text(json.dumps(workflow))

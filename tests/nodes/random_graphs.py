@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from functools import cache
 
 import tiny_models
 import torch
@@ -193,16 +192,11 @@ NODES = {
 }
 
 
-@cache
-def base_model(name: str):
-    return VARIANTS[name].build()
-
-
-def sample(graph: Graph, sparse: bool):
-    """-> (the latent, SVG2's stats). Without SVG2: the same graph with everything else in its place."""
+def sample(graph: Graph, model, sparse: bool):
+    """-> (the latent, SVG2's stats). model: of the graph's name. Without SVG2: the same graph with everything else in its place."""
     from svg2_pack.nodes.sparse_attention import SVG2SparseAttention
 
-    model, stats = base_model(graph.model), None
+    stats = None
     for name in graph.before:
         if sparse or name != "second_svg2":
             model = globals()[name](model)

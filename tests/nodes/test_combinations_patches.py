@@ -578,6 +578,10 @@ def test_torch_compile_before_svg2(model, svg2, gpu_attention, dynamo, name):
     assert stats.latest().sparse_calls == 2 * VARIANTS[name].blocks and stats.latest().dense_calls == {}
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.Tag, "cudagraph_unsafe"),
+    reason="this torch cannot be told to keep an operator out of CUDA graphs: the graph breaks instead, which fullgraph refuses",
+)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_blocks_compiled_in_one_piece(model, svg2, gpu_attention, dynamo, monkeypatch, backend, order):

@@ -4,6 +4,7 @@ No exception, no NaN, no silent dense run; where everything is selected, or the 
 `SVG2_GRAPHS=300 python scripts/test.py tests/nodes/test_random_graphs.py` draws more.
 """
 
+import functools
 import json
 import os
 
@@ -21,14 +22,20 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.fixture(scope="module")
+def model(host):
+    """`model(name)`: the tiny model of that name, built once."""
+    return functools.cache(lambda name: random_graphs.VARIANTS[name].build())
+
+
 @pytest.mark.parametrize("seed", range(COUNT))
-def test_a_graph(host, seed):
+def test_a_graph(model, seed):
     graph = random_graphs.draw(seed)
     try:
-        dense, _ = random_graphs.sample(graph, sparse=False)
+        dense, _ = random_graphs.sample(graph, model(graph.model), sparse=False)
     except Exception as error:
         pytest.skip(f"without SVG2 the host fails as well: {type(error).__name__}: {error}")
-    sample, stats = random_graphs.sample(graph, sparse=True)
+    sample, stats = random_graphs.sample(graph, model(graph.model), sparse=True)
     assert sample.isfinite().all() or not dense.isfinite().all(), graph
     inputs = graph.inputs
     if not inputs["enabled"]:

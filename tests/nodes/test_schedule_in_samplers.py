@@ -56,3 +56,22 @@ def test_attention_is_dense_again_after_end_percent(wan, svg2):
     dense, sparse = dense_and_sparse_steps(stats.latest())
     assert dense == [0, 6, 7] and sparse == [1, 2, 3, 4, 5]
     assert stats.latest().dense_calls == {"warmup": 3, "past_end": 6}
+
+
+@pytest.mark.parametrize("sigmas, dense, sparse", [([1.0, 1.0, 0.5, 0.0], [0], [2]), ([1.0, 0.6, 0.3, 0.6, 0.3, 0.0], [0], [1, 2, 3, 4])],
+                         ids=["repeated", "restart"])  # fmt: skip
+def test_sigmas_of_people_s_own(wan, svg2, sigmas, dense, sparse):
+    """SamplerCustom with a first value given twice: a warm-up of one step is the step that changes something."""
+    import comfy.sample
+    from comfy.samplers import CFGGuider, ksampler
+    from tiny_wan import conditioning
+
+    patched, stats = svg2(wan, warmup_steps=1, dense_blocks="")
+    guider = CFGGuider(patched)
+    guider.set_conds(conditioning(), conditioning(seed=9))
+    guider.set_cfg(1.0)
+    x = latent()
+    with torch.no_grad():
+        guider.sample(comfy.sample.prepare_noise(x, 1), x, ksampler("euler"), torch.tensor(sigmas), seed=1, disable_pbar=True)
+    assert dense_and_sparse_steps(stats.latest()) == (dense, sparse)
+    assert stats.latest().dense_calls == {"warmup": 3 * (2 if sigmas[0] == sigmas[1] else 1)}
