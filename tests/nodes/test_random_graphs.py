@@ -33,13 +33,15 @@ def test_a_graph(model, seed):
     graph = random_graphs.draw(seed)
     try:
         dense, _ = random_graphs.sample(graph, model(graph.model), sparse=False)
-    except Exception as error:
-        pytest.skip(f"without SVG2 the host fails as well: {type(error).__name__}: {error}")
+    except Exception as error:  # the host's own, such as two padded prompts of HunyuanVideo in one batch
+        with pytest.raises(type(error)):
+            random_graphs.sample(graph, model(graph.model), sparse=True)
+        return
     sample, stats = random_graphs.sample(graph, model(graph.model), sparse=True)
     assert sample.isfinite().all() or not dense.isfinite().all(), graph
     inputs = graph.inputs
     if not inputs["enabled"]:
-        assert torch.equal(sample, dense) and stats.latest() is None, graph
+        assert torch.equal(sample.nan_to_num(), dense.nan_to_num()) and stats.latest() is None, graph
         return
     report = stats.latest()
     assert report.completed and json.dumps(report.to_dict()) and report.summary, graph
@@ -51,7 +53,9 @@ def test_a_graph(model, seed):
         assert rel_l2(sample, dense) <= limit, (graph, report)
 
 
-def test_few_are_skipped(host):
-    """Most graphs of the first hundred are ones that the host can run."""
+def test_graphs_are_of_all_kinds():
+    """Of the first hundred: models, and nodes before and after."""
     graphs = [random_graphs.draw(seed) for seed in range(100)]
-    assert len({graph.model for graph in graphs}) >= 12 and sum(bool(g.before or g.after) for g in graphs) > 50
+    assert len({graph.model for graph in graphs}) >= 12
+    for where in ("before", "after"):
+        assert {name for graph in graphs for name in getattr(graph, where)} >= set(random_graphs.NODES) - {"second_svg2", "compiled"}
