@@ -233,7 +233,8 @@ def main() -> None:
         from safetensors.torch import load_file
 
         model.load_state_dict(load_file(args.init))
-    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    decay = 0.99 if args.scene else 0.998  # few steps, at the end of which the rate is near zero anyway
+    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
     optimizers = optimizers_of(model, args.lr)
     contexts = {name: prompt_vector(name) for name in CLIPS}
 
