@@ -28,6 +28,7 @@ COMMANDS = {
     "tests/benchmarks/attention_error.py": "tests/models/test_attention_error.py",
     "tests/benchmarks/method_figure.py": "tests/models/test_attention_error.py",
     "cuda/build.py": ".ci/run",
+    "scripts/torch_matrix.py": "tests/hosts/TORCH.md",  # by hand: its table
 }
 
 
