@@ -186,21 +186,12 @@ def test_each_device_keeps_its_own_centroids(made, svg2, split, monkeypatch):
 
 
 def test_a_node_added_later_does_not_displace_us(made, svg2, split):
-    """ON_PREPARE_STATE is called for the model, and again for each device's: once above the other node is enough."""
-    from comfy.patcher_extension import CallbacksMP
-
+    """Ours is put on top for each device's evaluations: once above the other node is enough."""
     patched, stats = svg2(made("cosmos t2v"), **SPARSE)
     expected = sample("cosmos t2v", patched)
-    alone, together, below = InStep(1), InStep(2), []
+    alone, together = InStep(1), InStep(2)
     assert torch.equal(sample("cosmos t2v", alone(patched)), expected)
-    model = together(patched)
-    model.add_callback_with_key(
-        CallbacksMP.ON_PREPARE_STATE,
-        "test",
-        lambda _, timestep, o: below.append(o["transformer_options"]["optimized_attention_override"].previous),
-    )
-    assert torch.equal(sample("cosmos t2v", split(model)), expected)
-    assert below == [together.attend] * (1 + 2) * STEPS
+    assert torch.equal(sample("cosmos t2v", split(together(patched))), expected)
     assert stats.latest().sparse_calls == 2 * STEPS * 3
     assert together.lengths == alone.lengths, "each dense call passes the other node once"
     assert len(together.threads) == 2
