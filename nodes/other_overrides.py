@@ -6,7 +6,6 @@ step (another sparse attention) has its way where it was added last; a notice te
 other twice.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from comfy.patcher_extension import CallbacksMP
 from .option_keys import OVERRIDE, TOP
 from .override import Override
 from .run import Run, Settings
-
-log = logging.getLogger("svg2")
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,7 @@ def put_on_top(run: Run, place: Place, options: dict) -> None:
 
 def _remark(run: Run, what: str, other: Callable, sentence: str) -> None:
     name = name_of(other)
-    sentence = sentence.format(name=name)
-    if run.stats.remark(what, sentence, name=name):
-        log.warning("SVG2: %s", sentence)
+    run.remark(what, sentence.format(name=name), name=name)
 
 
 def name_of(override: Callable) -> str:

@@ -211,22 +211,19 @@ def _remark(run: Run, backend: str) -> None:
             f"backend {backend} has no far field of first order and no choice by density yet: "
             f"pairs are chosen by top_p {served.top_p:g}, and {what} for the others"
         )
-        if run.stats.remark("no_far_field", sentence):
-            log.warning("SVG2: %s", sentence)
+        run.remark("no_far_field", sentence)
     if backend == "sdpa" and run.stats.device != "cpu":
         sentence = (
             f"backend sdpa reads sizes from the {run.stats.device} device several times in every call, which waits for them; "
             "how fast that is has been measured on CPUs only"
         )
-        if run.stats.remark("sdpa_waits", sentence):
-            log.warning("SVG2: %s", sentence)
+        run.remark("sdpa_waits", sentence)
     if run.cache.refused:
         sentence = (
             f"not all clusters fit into the {run.cache.limit_bytes / 2**20:.0f} MiB kept between steps: "
             "the blocks left out start anew at each step, which takes longer"
         )
-        if run.stats.remark("cache_full", sentence):
-            log.warning("SVG2: %s", sentence)
+        run.remark("cache_full", sentence)
 
 
 def _attend(

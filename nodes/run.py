@@ -87,6 +87,11 @@ class Run:
             log.warning("SVG2: dense attention: %s", self.stats.notices[refusal.reason])
         return refusal
 
+    def remark(self, what: str, sentence: str, **values: str) -> None:
+        """Note what runs otherwise than the settings ask or the user hopes; the first time it goes to the log as well."""
+        if self.stats.remark(what, sentence, **values):
+            log.warning("SVG2: %s", sentence)
+
     def finish(self, completed: bool) -> None:
         self.cache.clear()
         try:
