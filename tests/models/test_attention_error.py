@@ -31,9 +31,10 @@ def script(monkeypatch):
 
 
 def rows(text: str) -> dict[str, list[float]]:
-    """The numbers of Markdown tables' rows, by their first cell."""
+    """The numbers of the rows in the table between the script's marks, by their first cell (a share)."""
     found = {}
-    for line in text.splitlines():
+    table = text.split("<!-- attention_error -->")[1].split("<!-- /attention_error -->")[0]
+    for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
         if re.fullmatch(r"[\d.]+%?", cells[0]):
             found[cells[0]] = [float(number.rstrip("%")) for cell in cells[1:] for number in cell.split(" / ")]
