@@ -1,7 +1,7 @@
 """Kernels on a GPU: load a source's kernels once per device, launch them on torch's stream, name what fails.
 
-    module = driver.load("dynamic_attention_fa2", q.device)
-    module.kernel("svg2_plan").launch((c_q, rows), (128,), 1536, None, params, keep_alive=(q, k, v))
+    module = driver.load("near_field_fa2", q.device)
+    module.kernel("svg2_near_field_bf16_128_64").launch((tiles, rows), (128,), 82_688, None, params, keep_alive=(q, k, v))
 
 `load` takes the first that works of: prebuilt machine code, prebuilt PTX, the same source compiled by torch's NVRTC.
 What failed before is in `module.reasons`. Nothing happens at import, and every function may be called from any thread.

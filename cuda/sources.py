@@ -34,9 +34,9 @@ class Source:
 
 
 SOURCES = (
-    Source("dynamic_attention_fa2", "dynamic_attention_fa2.cu", sass=("80", "86", "89", "90", "100", "120"), ptx="80"),
+    Source("near_field_fa2", "near_field_fa2.cu", sass=("80", "86", "89", "90", "100", "120"), ptx="80"),
     # Its instructions exist on 9.0 and nowhere else, not even later: no PTX, nothing for another GPU to fall back on.
-    Source("dynamic_attention_fa3", "dynamic_attention_fa3.cu", sass=("90a",)),
+    Source("near_field_fa3", "near_field_fa3.cu", sass=("90a",)),
 )
 
 

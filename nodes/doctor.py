@@ -4,22 +4,13 @@ import time
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.latest import io, ui
 
 from ..cuda import driver, survey
-from ..svg2_core.attention import svg2_attention
-from ..svg2_core.layout import Layout
-from ..svg2_core.metrics import rel_l2
 from ..svg2_core.ops import registry
-from ..svg2_core.presets import preset_config
 from ..svg2_core.reasons import Refusal
-from ..svg2_core.stopwatch import Stopwatch
-
-HEAD_DIM, TOPICS = 128, 200
-# Of the speed test: tokens, heads and precision. Short enough for two seconds, long enough for sparse attention to pay.
-SIZES = {"cuda": (16_384, 8, torch.bfloat16), "cpu": (10_240, 2, torch.float32)}
-SECONDS = 1.0
+from .measure import HEAD_DIM, SIZES, measure
+from .record import how_to_send, save
 
 
 class SVG2Doctor(io.ComfyNode):
@@ -31,22 +22,26 @@ class SVG2Doctor(io.ComfyNode):
             node_id="SVG2Doctor",
             display_name="SVG2 Doctor",
             category="model/patch/svg2",
-            description="Checks GPU, driver, Triton and the prebuilt kernels, tests each backend, and times sparse against dense attention.",
+            description="Checks GPU, driver, Triton and the prebuilt kernels, tests each backend, and measures sparse against dense attention, with a record of it in the output folder.",
             search_aliases=["svg2 doctor", "svg2 not faster", "svg2 check", "triton check"],
-            inputs=[],
+            inputs=[
+                io.Boolean.Input("measure", optional=True, default=True,
+                    tooltip="Time sparse against dense attention here, in about ten seconds, and save a record in the output folder. Off: only what can run."),
+            ],
             outputs=[io.String.Output("report", tooltip="The findings as text.")],
             is_output_node=True,
-        )
+        )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls) -> float:
+    def fingerprint_inputs(cls, measure=True) -> float:
         return time.time()  # the machine may have changed: never from the cache
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, measure=True) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
         found = survey.survey()
-        lines = [*survey.lines(found), f"ComfyUI uses: {device}", *backend_lines(device), *speed_lines(device)]
+        lines = [*survey.lines(found), f"ComfyUI uses: {device}", *backend_lines(device)]
+        lines += speed_lines(device) if measure else []
         text = "\n".join(lines)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
@@ -76,53 +71,16 @@ def backend_lines(device: torch.device) -> list[str]:
 
 
 def speed_lines(device: torch.device) -> list[str]:
-    """Dense against sparse on made-up activations of a few topics, about a second each."""
+    """Dense against sparse, and where the record of it lies."""
     if device.type not in SIZES:
-        return [f"speed: not tested: this test is for NVIDIA GPUs and CPUs, not for {device.type}"]
-    tokens, heads, dtype = SIZES[device.type]
-    call = registry.Call(device, dtype, HEAD_DIM)
-    backend = registry.choose("auto", call)
+        return [f"speed: not measured: this is for NVIDIA GPUs and CPUs, not for {device.type}"]
+    backend = registry.choose("auto", registry.Call(device, SIZES[device.type][2], HEAD_DIM))
     if isinstance(backend, Refusal):
-        return ["speed: not tested, because no backend is ready"]
-    try:
-        q, k, v = made_up(device, tokens, heads, dtype)
-        config = preset_config("auto", "other")
-        past = svg2_attention(q, k, v, Layout(0, tokens), config, backend=backend)
-
-        def dense():
-            return optimized_attention(q, k, v, heads, skip_reshape=True, skip_output_reshape=True)
-
-        def sparse():
-            return svg2_attention(q, k, v, Layout(0, tokens), config, past.centroids, backend=backend)
-
-        error = rel_l2(sparse().out, dense())
-        dense_ms, sparse_ms = median_ms(dense, device), median_ms(sparse, device)
-    except Exception as error:  # the report is wanted most where something is broken
-        return [f"speed: the test failed ({type(error).__name__}: {error})"]
-    return [
-        f"speed at {tokens:,} tokens, {heads} heads: ComfyUI's attention {dense_ms:.2f} ms, SVG2 ({backend}) {sparse_ms:.2f} ms, "
-        f"{dense_ms / sparse_ms:.2f}x, density {past.density.item():.0%}, relative error {error:.3f}. "
-        "The more tokens a video has, the more there is to gain."
-    ]
-
-
-def made_up(device: torch.device, tokens: int, heads: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v `[1, H, N, D]`: tokens of a topic are alike, and queries look for the topic of their neighbours."""
-    g = torch.Generator(device).manual_seed(0)
-    topics = torch.randn(heads, TOPICS, HEAD_DIM, generator=g, device=device)
-    which = torch.arange(tokens, device=device) * TOPICS // tokens
-    return tuple(
-        (topics[:, which] + 0.6 * torch.randn(heads, tokens, HEAD_DIM, generator=g, device=device))[None].to(dtype)
-        for _ in range(3)
-    )
-
-
-def median_ms(call, device: torch.device) -> float:
-    """Milliseconds of a call, the median over about a second."""
-    times, began = [], time.perf_counter()
-    while time.perf_counter() - began < SECONDS or len(times) < 3:
-        watch = Stopwatch(device)
-        call()
-        watch.stop()
-        times.append(1000 * watch.seconds())
-    return sorted(times)[len(times) // 2]
+        return [f"speed: not measured, because no backend is ready ({backend.detail})"]
+    lines, records = measure(device, backend)
+    if records:
+        try:
+            lines.append(how_to_send(save(records, device)))
+        except Exception as error:  # a full disk, or a GPU that is lost: the report still comes
+            lines.append(f"record: it could not be saved ({error}); copy this text instead")
+    return lines

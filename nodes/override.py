@@ -202,16 +202,7 @@ def _sparse(run: Run, call: ModelCall, q, k, v, layout: Layout, config: SVG2Conf
 
 
 def _remark(run: Run, backend: str) -> None:
-    """Say what runs sparse, but not as the settings ask."""
-    config = run.settings.config
-    served = config.for_backend(registry.has_far_field(backend))
-    if served.compensation != config.compensation or (served.density is None) != (config.density is None):
-        what = "centroids stand in" if served.compensation == "centroid" else "nothing stands in"
-        sentence = (
-            f"backend {backend} has no far field of first order and no choice by density yet: "
-            f"pairs are chosen by top_p {served.top_p:g}, and {what} for the others"
-        )
-        run.remark("no_far_field", sentence)
+    """Say what runs, but not as one would expect."""
     if backend == "sdpa" and run.stats.device != "cpu":
         sentence = (
             f"backend sdpa reads sizes from the {run.stats.device} device several times in every call, which waits for them; "

@@ -8,7 +8,6 @@ import torch
 
 from ..svg2_core.cache import CentroidCache
 from ..svg2_core.config import SVG2Config
-from ..svg2_core.ops import registry
 from ..svg2_core.reasons import Reason, Refusal
 from ..svg2_core.schedule import Schedule
 from ..svg2_core.stats import AT_THE_END, RunStats, StatsHandle
@@ -112,7 +111,7 @@ class Run:
     def effective_settings(self) -> dict[str, object]:
         """What this run goes by, by the names of the node's inputs: knobs at auto resolved, clusters for its longest sequence."""
         backend, tokens = self.stats.backend, self.stats.tokens
-        config = self.settings.config.for_backend(backend is None or registry.has_far_field(backend))
+        config = self.settings.config
         q_clusters, k_clusters = config.cluster_counts(tokens) if tokens else (config.q_clusters, config.k_clusters)
         return {
             "preset": self.settings.preset,

@@ -8,17 +8,15 @@ from .cache import Centroids
 from .cluster_picture import Groups
 from .clustering import cluster
 from .config import SVG2Config
-from .exact_rows import exact_rows, foreseen_error, squared_error
 from .layout import Layout
-from .ops import registry
-from .ops.dynamic_attention import Tail, dynamic_attention
+from .ops.exact_rows import COUNT, exact_rows, squared_error
 from .ops.far_field import far_field
-from .ops.kmeans import Clusters, cluster_means
+from .ops.kmeans import cluster_means
 from .ops.moments import Moments, moments
 from .ops.near_field import near_field
+from .ops.report import exact_pairs, summary
 from .ops.select import select_by_error, select_by_mass
-from .ops.workspace import heads_that_fit
-from .precision import widest
+from .ops.workspace import heads_that_fit, work_memory
 from .threads import side_by_side
 
 
@@ -59,13 +57,11 @@ def svg2_attention(
 
     warm: per batch row, the centroids this row's last call returned, or None for a cold start.
     scale: of the logits; default 1 / sqrt(D). heads_at_a_time: split the call by heads to need less memory.
-    A backend without the stages of the far field serves what `config.for_backend` makes of the settings.
 
     Raises ValueError where shapes disagree, a cluster count exceeds the number of video tokens, or gradients are asked for.
     Source: SVG2 (arXiv 2505.18875), algorithm 1; the metric, the moments, the rule of errors and the far field are this
     project's.
     """
-    config = config.for_backend(registry.has_far_field(backend))
     warm = [None] * q.shape[0] if warm is None else warm
     _check(q, k, v, layout, config, warm, heads_at_a_time)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -81,16 +77,17 @@ def svg2_attention(
     with torch.cuda.device_of(q):  # Triton launches on the current device
         parts = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
     rows = zip(*(part.centroids for part in parts), strict=True)
-    pairs = torch.cat([part.pairs for part in parts], 1)
     tokens, video = q.shape[2], layout.video_len
     text_share = (tokens**2 - video**2) / tokens**2
+    pairs, squares, foreseen = (_all_heads([getattr(part, name) for part in parts]) for name in ("pairs", "squares", "foreseen"))
+    found = summary(pairs, squares, foreseen, tokens=tokens, rows=min(COUNT, video), backend=backend)
     return AttentionResult(
         out=out,
-        density=(pairs.mean() / tokens**2 + text_share).float(),
+        density=found.density + text_share if text_share else found.density,
         centroids=[Centroids.cat(row) for row in rows],
         groups=Groups.of_chunks([part.groups for part in parts]),
-        error=_relative([part.error for part in parts]),
-        expected_error=_relative([part.expected_error for part in parts]),
+        error=found.error,
+        expected_error=found.expected_error,
         text_share=text_share,
     )
 
@@ -120,20 +117,21 @@ def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config, backend: 
         return min(torch.get_num_threads(), q.shape[1]) if q.is_cpu else 1
     if q.is_cpu:
         return q.shape[1]
-    fit = heads_that_fit(layout.video_len, *config.cluster_counts(layout.video_len), q.shape[3], q.shape[0])
-    return min(fit, q.shape[1])
+    rank = min(config.metric_directions, q.shape[3])
+    counts = config.cluster_counts(layout.video_len)
+    return min(heads_that_fit(layout.video_len, *counts, q.shape[3], rank, q.shape[0], work_memory(q.device)), q.shape[1])
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What some heads came to. pairs of video tokens computed exactly, fp64 `[B, heads]`; errors as squared error and squared
-    norm, fp32 `[B, heads, 2]`."""
+    """What some heads came to. pairs of video tokens computed exactly, fp64 `[B, heads]`; squares: squared error and squared norm
+    at the exact rows, fp32 `[B, heads, 2]`; foreseen: the expected error, fp32 `[B, heads]`."""
 
     centroids: list[Centroids]
     groups: Groups
     pairs: torch.Tensor
-    error: torch.Tensor | None = None
-    expected_error: torch.Tensor | None = None
+    squares: torch.Tensor
+    foreseen: torch.Tensor | None = None
 
 
 def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
@@ -145,9 +143,6 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
     warm = [None if w is None else w.of_heads(heads) for w in warm]
     q_groups, k_groups, centroids = cluster(*video[:2], warm, config, scale=scale, first_head=heads.start, backend=backend)
     groups, of_groups = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
-    if not registry.has_far_field(backend):
-        selected = centroids_alone(q, k, v, out, q_groups, k_groups, layout, config, **of_groups)
-        return _Part(centroids, groups, exact_pairs(q_groups, k_groups, selected))
 
     # 2. What is known of the groups, and of pairs of groups, without a look at pairs of tokens.
     known = None
@@ -171,45 +166,17 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
     _, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, out=out, **of_groups)
 
     # 5. The far field: the others are represented, and weigh what they would.
-    exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=heads.start)
+    exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=heads.start, backend=backend)
     if known is not None and config.compensation != "off":
         order = 1 if config.compensation == "first_order" else 0
         far_field(
             q, k, v, out, logsumexp, q_groups, k_groups, known, selected,
             layout=layout, order=order, exact=exact, **of_groups,
         )  # fmt: skip
-    return _Part(
-        centroids, groups, exact_pairs(q_groups, k_groups, selected), squared_error(exact, out, layout),
-        None if foreseen is None else foreseen_error(exact, foreseen),
-    )  # fmt: skip
+    squares = squared_error(exact, out, layout, backend=backend)
+    return _Part(centroids, groups, exact_pairs(q_groups, k_groups, selected, backend=backend), squares, foreseen)
 
 
-def centroids_alone(q, k, v, out, q_groups, k_groups, layout, config, *, scale, backend) -> torch.Tensor:
-    """Steps 2 to 5 on a backend whose kernel does all in one: the rule of mass, and centroids for what is skipped. -> map"""
-    selected = select_by_mass(
-        q_groups, k_groups, top_p=config.top_p, min_k_ratio=config.min_k_ratio, scale=scale, backend=backend
-    )
-    tail = None
-    if config.compensation != "off" and config.top_p < 1:
-        # n keys at one place weigh like one key with logit + log n.
-        values = cluster_means(v[:, :, layout.video], k_groups, backend=backend)
-        tail = Tail(keys=k_groups.centroids, values=values, biases=k_groups.sizes.float().log())
-    dynamic_attention(
-        q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, out=out, backend=backend
-    )
-    return selected
-
-
-def exact_pairs(q_groups: Clusters, k_groups: Clusters, selected: torch.Tensor) -> torch.Tensor:
-    """Pairs of video tokens that are computed exactly: fp64 `[B, H]`."""
-    keys = torch.where(selected, k_groups.sizes[:, :, None], 0).sum(-1)
-    # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
-    return (q_groups.sizes.to(widest(keys.device)) * keys).sum(-1)
-
-
-def _relative(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
-    """Relative L2 error of a call from its heads' squares."""
-    if parts[0] is None:
-        return None
-    error, norm = torch.cat(parts, 1).sum((0, 1), dtype=widest(parts[0].device))
-    return (error / norm).sqrt().float()
+def _all_heads(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Of all heads, from chunks of them in order."""
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, 1)

@@ -24,36 +24,38 @@ class Centroids:
     k_projection: torch.Tensor | None = None
 
     @staticmethod
-    def pack(q, k, q_projection=None, k_projection=None) -> "Centroids":
-        return Centroids(*(None if x is None else _to_fp16(x) for x in (q, k, q_projection, k_projection)))
+    def pack(*fields: torch.Tensor) -> "Centroids":
+        """Of one row, from its fields."""
+        return Centroids.pack_rows(*(x[None] for x in fields))[0]
+
+    @staticmethod
+    def pack_rows(*fields: torch.Tensor) -> list["Centroids"]:
+        """Of a call's rows, from the fields `[B, H, ...]` of all of them."""
+        # A bf16 model may have activations past fp16's range; a clipped start is a start, an infinite one is not.
+        limit = torch.finfo(torch.float16).max
+        clipped = torch._foreach_clamp_max(torch._foreach_clamp_min(list(fields), -limit), limit)  # of all in one launch
+        packed = [torch.empty_like(x, dtype=torch.float16) for x in fields]
+        torch._foreach_copy_(packed, clipped)
+        return [Centroids(*(x[i] for x in packed)) for i in range(len(fields[0]))]
 
     @staticmethod
     def cat(parts: tuple["Centroids", ...]) -> "Centroids":
         """Of all heads, from chunks of them in order."""
+        if len(parts) == 1:
+            return parts[0]
         fields = zip(*((part.q, part.k, part.q_projection, part.k_projection) for part in parts), strict=True)
         return Centroids(*(None if field[0] is None else torch.cat(field) for field in fields))
 
     def of_heads(self, heads: slice) -> "Centroids":
-        return Centroids(*(None if x is None else x[heads] for x in self._tensors()))
-
-    def projections_for(self, x: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Those of queries and keys, if they take tokens x `[H, N, D]` into `rank` directions."""
-        projections = (self.q_projection, self.k_projection)
-        fit = all(p is not None and p.shape == (x.shape[0], x.shape[2], rank) for p in projections)
-        return projections if fit else None
+        return Centroids(*(None if x is None else x[heads] for x in self.tensors()))
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in self._tensors() if x is not None)
+        return sum(x.nbytes for x in self.tensors() if x is not None)
 
-    def _tensors(self) -> tuple[torch.Tensor | None, ...]:
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """q, k and their projections, None for those that are not there."""
         return self.q, self.k, self.q_projection, self.k_projection
-
-
-def _to_fp16(x: torch.Tensor) -> torch.Tensor:
-    # A bf16 model may have activations past fp16's range; a clipped start is a start, an infinite one is not.
-    limit = torch.finfo(torch.float16).max
-    return x.clamp(-limit, limit).half()
 
 
 class Key(NamedTuple):

@@ -103,15 +103,6 @@ class SVG2Config:
     def needs_moments(self) -> bool:
         return self.selects_by_error or (self.compensation == "first_order" and not self.selects_all)
 
-    def for_backend(self, far_field: bool) -> "SVG2Config":
-        """What a backend serves: one without the far field's stages clusters tokens in their own space, chooses pairs by mass
-        (top_p) and has no more than centroids to stand in for the others."""
-        if far_field:
-            return self
-        top_p = 1.0 if self.selects_all else self.top_p
-        compensation = "off" if self.compensation == "off" else "centroid"
-        return replace(self, density=None, top_p=top_p, compensation=compensation, metric_directions=0)
-
     def of_block(self, number: int, total: int | None) -> "SVG2Config":
         """The settings of a model's block (0-based, of `total` that are not kept dense): density is shared out.
 

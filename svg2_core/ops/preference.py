@@ -1,15 +1,15 @@
 """Which backends "auto" tries on a device, in what order, and on whose word.
 
-An order here stands for a measurement by tests/benchmarks/run.py, which its entry names. Where nothing has been measured,
-the Triton kernels come first: they were written first and have more tests behind them. "cuda_fa3" is in no order: nothing
-of it has run on a GPU yet, so it serves only who asks for it by name.
+An order here stands for a measurement by tests/benchmarks/run.py, which its entry names. Where nothing has been measured, the
+prebuilt near field ("cuda": all other stages are Triton's) comes first, where the head dimension allows: the kernel that takes
+longest then needs no compiler. "cuda_fa3" is in no order: nothing of it has run on a GPU yet, so it serves only who asks for it by name.
 """
 
 import torch
 
 # By major compute capability: (order, the record it follows).
 MEASURED: dict[int, tuple[tuple[str, ...], str]] = {}
-UNMEASURED = ("triton", "cuda")
+UNMEASURED = ("cuda", "triton")
 
 
 def order_for(device: torch.device) -> tuple[str, ...]:

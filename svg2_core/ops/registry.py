@@ -40,7 +40,7 @@ class Backend:
 
 
 # Which of cuda/*.cu a backend of prebuilt kernels loads.
-PREBUILT = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}
+PREBUILT = {"cuda": "near_field_fa2", "cuda_fa3": "near_field_fa3"}
 
 
 def triton_refusal(device: torch.device) -> Refusal | None:
@@ -129,7 +129,7 @@ def _cuda_fa3_unsupported(call: Call) -> Refusal | None:
 def _prebuilt_unsupported(name: str, call: Call, missing_on: Callable[[torch.device], str | None]) -> Refusal | None:
     if call.device.type != "cuda":
         return Refusal(Reason.UNSUPPORTED_DEVICE, f"{name}: needs an NVIDIA GPU, not {call.device.type}")
-    refused = _triton_unsupported(call)  # its clusters and maps are Triton's
+    refused = _triton_unsupported(call)  # all but its near field is Triton's
     if refused is not None:
         return Refusal(refused.reason, f"{name} needs {refused.detail}")
     if call.head_dim not in (64, 128):
@@ -167,7 +167,6 @@ _BACKENDS = {
     "torch": Backend("torch", _torch_unsupported),
 }
 NAMES = tuple(_BACKENDS)  # what a user may ask for
-_WITH_FAR_FIELD = ("sdpa", "torch")
 
 log = logging.getLogger("svg2")
 _retired: dict[str, str] = {}
@@ -182,16 +181,11 @@ def implementation(package: str, backend: str) -> ModuleType:
     return importlib.import_module(_file(package, backend), package)
 
 
-def has_far_field(backend: str) -> bool:
-    """Whether a backend has moments, the rule of errors and the far field; the others have centroids alone."""
-    return backend in _WITH_FAR_FIELD
-
-
 def _file(package: str, backend: str) -> str:
     if backend == "torch":
         return ".reference"
-    if backend in PREBUILT and not package.endswith(".dynamic_attention"):
-        return ".triton"  # clusters and maps are Triton's; the prebuilt kernels are the attention
+    if backend in PREBUILT and not package.endswith(".near_field"):
+        return ".triton"  # all else is Triton's; the prebuilt kernels are the near field
     return f".{backend}"
 
 
@@ -214,7 +208,8 @@ def choose(requested: str, call: Call) -> str | Refusal:
         if refused is None:
             return backend.name
         refusals.append(refused)
-    return refusals[0]  # the fastest backend's is the one worth acting on
+    # A kernel that failed is worth acting on; else the last backend's, which serves most calls, says why none does.
+    return next((found for found in refusals if found.reason is Reason.KERNEL_FAILED), refusals[-1])
 
 
 def _refusal(backend: Backend, call: Call) -> Refusal | None:

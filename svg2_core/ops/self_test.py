@@ -2,15 +2,15 @@
 
 import torch
 
-from ..exact_rows import ExactRows
 from ..layout import Layout
-from .dynamic_attention import Tail, dynamic_attention
+from .exact_rows import exact_rows, squared_error
 from .far_field import far_field
-from .kmeans import Clusters, cluster_means, kmeans
+from .kmeans import Clusters, LogitSpace, cluster_means, kmeans, kmeans_in, logit_spaces
+from .kmeans.metric import points_in
 from .moments import Moments, moments
 from .near_field import near_field
-from .registry import has_far_field
-from .select import select_by_error, select_by_mass
+from .report import exact_pairs
+from .select import select_by_error
 
 
 def self_test(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
@@ -21,26 +21,45 @@ def self_test(backend: str, device: torch.device, dtype: torch.dtype, head_dim: 
 
 def _run(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 331, head_dim, generator=g).to(device, dtype) for _ in range(3))
-    layout = Layout(video_start=11, video_len=301, text_bias=torch.zeros(1, 30, device=device))
+    q, k, v = (torch.randn(1, 2, 160, head_dim, generator=g).to(device, dtype) for _ in range(3))
+    layout = Layout(video_start=11, video_len=137, text_bias=torch.zeros(1, 23, device=device))
     scale, tolerance = head_dim**-0.5, 1e-3 if dtype == torch.float32 else 2e-2
     q_groups, k_groups = (
-        kmeans(x[:, :, layout.video], c, iterations=2, role=role, backend=backend) for role, (x, c) in enumerate(((q, 5), (k, 19)))
+        kmeans(x[:, :, layout.video], c, iterations=2, role=role, backend=backend) for role, (x, c) in enumerate(((q, 3), (k, 9)))
     )
     for x, groups in ((q, q_groups), (k, k_groups)):
         _check("kmeans", groups.centroids, cluster_means(x[:, :, layout.video].cpu(), _to_cpu(groups)), tolerance)
-        if not torch.equal(groups.order.cpu().sort(-1).values, torch.arange(301, dtype=torch.int32).expand(1, 2, -1)):
+        if not torch.equal(groups.order.cpu().sort(-1).values, torch.arange(137, dtype=torch.int32).expand(1, 2, -1)):
             raise RuntimeError("kmeans: the order is not a permutation of the tokens")
-    if has_far_field(backend):
-        _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend)
-    else:
-        _one_kernel(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend)
+    _clusters_in_spaces(*(x[:, :, layout.video] for x in (q, k)), scale, tolerance, backend)
+    _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend)
+
+
+def _clusters_in_spaces(q, k, scale, tolerance, backend) -> None:
+    """The metric and its clusters. Any basis of the leading directions will do, so what they catch is compared; and a warm start from
+    these very clusters in the same space is where they are."""
+    settings = {"rank": min(32, q.shape[3]), "scale": scale}
+    found = logit_spaces(q, k, backend=backend, **settings)
+    expected = logit_spaces(q.float().cpu(), k.float().cpu(), **settings)
+    for role, x in enumerate((q, k)):
+        tokens = x.float().cpu()
+        caught, best = ((points_in(tokens, _on_cpu(space))).square().sum((2, 3)) for space in (found[role], expected[role]))
+        _check("logit_spaces", caught, best, 5 * tolerance + 0.05)
+        again = logit_spaces(q, k, past=tuple(space.projection for space in found), backend=backend, **settings)[role]
+        clusters, points = kmeans_in(x, found[role], 5, iterations=1, role=role, backend=backend)
+        _check("kmeans_in", clusters.centroids, cluster_means(tokens, _to_cpu(clusters)), tolerance)
+        moved = points.cpu() @ again.transfer.cpu()
+        _check("logit_spaces: transfer", moved, points_in(clusters.centroids.cpu(), _on_cpu(again)), 0.1)
+
+
+def _on_cpu(space: LogitSpace) -> LogitSpace:
+    return LogitSpace(*(None if x is None else x.cpu() for x in space))
 
 
 def _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend) -> None:
     """The stages after clustering, one upon the other, each compared with plain torch on what it was given."""
     on_cpu = [x.float().cpu() for x in (q, k, v)]
-    theirs, expected_layout = (_to_cpu(q_groups), _to_cpu(k_groups)), Layout(11, 301)
+    theirs, expected_layout = (_to_cpu(q_groups), _to_cpu(k_groups)), Layout(11, 137)
     video = [x[:, :, layout.video] for x in (q, k, v)]
     settings = {"scale": scale, "directions": min(8, q.shape[3])}
     known = moments(*video, q_groups, k_groups, backend=backend, **settings)
@@ -54,35 +73,21 @@ def _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend
     expected = near_field(*on_cpu, *theirs, selected.cpu(), layout=expected_layout, scale=scale)
     _check("near_field", out, expected[0], tolerance)
     _check("near_field: logsumexp", logsumexp, expected[1], tolerance)
-    rows = torch.arange(0, 300, 30, device=q.device).expand(2, -1)
-    answers = torch.nn.functional.scaled_dot_product_attention(*(x.float() for x in video), scale=scale)[:, :, rows[0]]
+    places = {"scale": scale, "seed": 0, "first_head": 0}
+    exact, truth = exact_rows(q, k, v, layout, backend=backend, **places), exact_rows(*on_cpu, expected_layout, **places)
+    _check("exact_rows", exact.out, truth.out, tolerance)
     given = {"scale": scale, "order": 1}
     far_field(
-        q, k, v, out, logsumexp, q_groups, k_groups, known, selected,
-        layout=layout, exact=ExactRows(rows, answers), backend=backend, **given,
+        q, k, v, out, logsumexp, q_groups, k_groups, known, selected, layout=layout, exact=exact, backend=backend, **given
     )  # fmt: skip
     far_field(
-        *on_cpu, *expected, *theirs, Moments(*(x.cpu() for x in known)), selected.cpu(),
-        layout=expected_layout, exact=ExactRows(rows.cpu(), answers.cpu()), **given,
+        *on_cpu, *expected, *theirs, Moments(*(x.cpu() for x in known)), selected.cpu(), layout=expected_layout, exact=truth, **given
     )  # fmt: skip
     _check("far_field", out, expected[0], tolerance)
-
-
-def _one_kernel(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend) -> None:
-    """Selection by mass, and the kernel that does near field and centroids in one."""
-    settings = {"top_p": 0.5, "min_k_ratio": 0.1, "scale": scale}
-    selected = select_by_mass(q_groups, k_groups, backend=backend, **settings)
-    expected = select_by_mass(_to_cpu(q_groups), _to_cpu(k_groups), **settings)
-    _check("select_by_mass", selected.float(), expected.float(), 0.2)  # a mass at the threshold may fall to either side
-    tail = Tail(k_groups.centroids, cluster_means(v[:, :, layout.video], k_groups, backend=backend), k_groups.sizes.float().log())
-    out = dynamic_attention(
-        q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, tail=tail, backend=backend
-    )
-    expected = dynamic_attention(
-        *(x.float().cpu() for x in (q, k, v)), _to_cpu(q_groups), _to_cpu(k_groups), selected.cpu(),
-        layout=Layout(11, 301), scale=scale, tail=Tail(*(x.cpu() for x in tail)),
-    )  # fmt: skip
-    _check("dynamic_attention", out, expected, tolerance)
+    squares = squared_error(exact, out, layout, backend=backend)
+    _check("squared_error", squares[..., 1], squared_error(truth, expected[0], expected_layout)[..., 1], 4 * tolerance)
+    pairs = exact_pairs(q_groups, k_groups, selected, backend=backend)
+    _check("exact_pairs", pairs, exact_pairs(*theirs, selected.cpu()), 1e-6)
 
 
 def _to_cpu(clusters: Clusters) -> Clusters:

@@ -1,46 +1,108 @@
-"""What a sparse call has to do at least: operations and bytes of each stage, the floor time, and the expected time.
+"""What a sparse call has to do at least, and how long it is expected to take: operations and bytes of each of its kernels.
 
-Counts follow from the method, not from the kernels: every input read once, every output written once, but for the keys
-and values of the attention, which each tile of queries reads anew (out of L2, mostly).
+Counts follow from the kernels as written (svg2_core/ops, the triton.py of each stage), padding included. **All that is assumed
+stands in this file's capitals; none of it but the H200's ceilings has been measured on a GPU.** A kernel's floor is the slowest of
+what it needs: tensor cores, fp32 lanes, exponentials, device memory, L2. Expected: the same at the shares of those speeds that a
+kernel of its kind reaches; or the time it waits, if that is longer: steps one after another, each of which waits for memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 
 from shapes import HEAD_DIM, Shape
 
-# bf16 FLOP/s of a large product, bytes/s of a copy. H200: measured; the others: the vendor's datasheets, so never reached.
+
+@dataclass(frozen=True)
+class GPU:
+    """tensor: bf16 FLOP/s of a large product, fp32 sums; memory: bytes/s of a copy; l2: bytes/s out of L2, of l2_bytes;
+    multiprocessors at clock Hz, each with so many fp32 lanes and 16 exponentials a clock. dense: share of tensor that the fastest dense
+    attention reaches; near: the same of each near field."""
+
+    tensor: float
+    memory: float
+    l2: float
+    l2_bytes: float
+    multiprocessors: int
+    clock: float
+    dense: float
+    near: dict[str, float]
+    lanes: int = 128
+
+
+_HOPPER = {"triton": 0.5, "cuda": 0.5, "cuda_fa3": 0.83}  # mma.sync, which `cuda` has, is 0.6 of wgmma there
+_OTHERS = {"triton": 0.6, "cuda": 0.68}
+# H200: tensor and memory measured, and taken for the H100's chip, whose memory is slower. The others: the vendor's datasheets.
+# l2: guesses, from what others measured by reading.
 GPUS = {
-    "H200": (788e12, 4.3e12),
-    "H100": (989e12, 3.35e12),
-    "A100": (312e12, 2.04e12),
-    "RTX 5090": (209e12, 1.79e12),
-    "RTX 4090": (165e12, 1.01e12),
-    "RTX 3090": (71e12, 0.94e12),
+    "H200": GPU(788e12, 4.3e12, 5.5e12, 50e6, 132, 1.7e9, 0.75, _HOPPER),
+    "H100": GPU(788e12, 3.0e12, 5.5e12, 50e6, 132, 1.7e9, 0.75, _HOPPER),
+    "A100": GPU(312e12, 2.04e12, 4.0e12, 40e6, 108, 1.41e9, 0.72, _OTHERS, lanes=64),
+    "RTX 5090": GPU(209e12, 1.79e12, 6.0e12, 96e6, 170, 2.4e9, 0.9, _OTHERS),
+    "RTX 4090": GPU(165e12, 1.01e12, 4.5e12, 72e6, 128, 2.5e9, 0.9, _OTHERS),
+    "RTX 3090": GPU(71e12, 0.94e12, 2.2e12, 6e6, 82, 1.7e9, 0.9, _OTHERS),
 }
-# Share of the floor's speed that is expected of each stage, and why, in NOTES.md.
-EXPECTED = {"dense": 0.75, "k-means": 0.5, "block map": 0.25, "attention": 0.5, "compensation": 0.6}
+SHARES = {"tensor": 0.5, "lanes": 0.6, "exps": 0.6, "memory": 0.85, "l2": 0.8}  # that are expected of a kernel
+TOGETHER = 1.1  # the price of needing several of them at once
+STEP = 1e-6  # seconds of a step that waits for what it loads, mostly an index and then the rows it names
+WARPS = 16  # that a multiprocessor has room for: 128 registers a thread
+LAUNCH = 2.5e-6  # seconds between two kernels, on the device
+TORCHS = 8  # launches of torch's in a call: casts, zeros, sums
+# Steps of one head's program of the subspace iteration, counted by hand: 6 orthonormalisations of 31 (32 columns of a factor are 13 of
+# them), 9 products of 9, its matrices and what it stores 43, what the past takes 42.
+DIRECTIONS, WITH_PAST = 310, 42
+
+# Of svg2_core/ops.
 HIGH, LOW = 128, 64  # rows of the two query tiles
-# What the kernels for Hopper are expected to reach (nothing of them is measured): bytes/s out of L2, the share of the
-# tensor cores' speed that a good warp-specialised kernel keeps, the price of doing both at once, and the time during which
-# a multiprocessor changes from one query tile to the next.
-HOPPER = ("H200", "H100")
-L2, TENSOR_SHARE, TOGETHER, CHANGE, MULTIPROCESSORS = 5.5e12, 0.83, 1.1, 2e-6, 132
-HOPPER_KEYS = 128  # of a tile of keys
+GRANULE, KEYS = 16, 64  # keys of a granule, of a step (32 without wgmma: only the last one's padding)
+RANK, VARIANCES = 32, 16  # directions of the metric and of the far field's variances
+SAMPLE, SPLITS, EXACT = 8192, 4, 32
+BF16, FP32 = 2, 4  # bytes
 
 
 @dataclass(frozen=True)
-class Floor:
-    """flops: of the tensor cores; bytes: of device memory."""
+class Kernel:
+    """One launch, or several that do the same. tensor: FLOP; lanes: fp32 instructions; exps; memory, l2: bytes. programs, each with so
+    many steps that wait and so many warps; no steps where copies run ahead."""
 
-    flops: float
-    bytes: float
+    name: str
+    tensor: float = 0
+    lanes: float = 0
+    exps: float = 0
+    memory: float = 0
+    l2: float = 0
+    programs: float = 1
+    steps: float = 0
+    warps: int = 4
+    launches: int = 1
 
-    def seconds(self, flops: float, bandwidth: float) -> float:
-        return max(self.flops / flops, self.bytes / bandwidth)
+    def needs(self, gpu: GPU) -> dict[str, float]:
+        """Seconds, by what is needed, at its full speed."""
+        cycles = gpu.multiprocessors * gpu.clock
+        return {"tensor": self.tensor / gpu.tensor, "lanes": self.lanes / (gpu.lanes * cycles), "exps": self.exps / (16 * cycles),
+                "memory": self.memory / gpu.memory, "l2": (self.memory + self.l2) / gpu.l2}  # fmt: skip
+
+    def floor(self, gpu: GPU) -> float:
+        return max(self.needs(gpu).values()) + self.launches * LAUNCH
+
+    def expected(self, gpu: GPU, near: str = "") -> tuple[float, str]:
+        """Seconds, and what limits it. near: by which implementation, if this is the near field."""
+        shares = {**SHARES, "tensor": gpu.near[near]} if near else SHARES
+        times = {name: TOGETHER * seconds / shares[name] for name, seconds in self.needs(gpu).items()}
+        times["waits"] = ceil(self.programs / (gpu.multiprocessors * (WARPS // self.warps))) * self.steps * STEP
+        limit = max(times, key=times.get)
+        return times[limit] + self.launches * LAUNCH, limit
 
 
-def dense(shape: Shape) -> Floor:
-    return Floor(4 * shape.tokens**2 * HEAD_DIM * shape.heads, 4 * 2 * shape.tokens * HEAD_DIM * shape.heads)
+def dense(shape: Shape) -> Kernel:
+    rows = shape.tokens * HEAD_DIM * shape.heads
+    return Kernel("dense", tensor=4 * shape.tokens * rows, exps=shape.tokens**2 * shape.heads, memory=4 * BF16 * rows)
+
+
+def dense_seconds(shape: Shape, gpu: GPU) -> tuple[float, float]:
+    """Floor, expected."""
+    kernel = dense(shape)
+    return kernel.floor(gpu), max(kernel.tensor / gpu.tensor / gpu.dense, kernel.floor(gpu))
 
 
 def padded_rows(shape: Shape) -> float:
@@ -48,95 +110,217 @@ def padded_rows(shape: Shape) -> float:
     return shape.video + shape.q_clusters * LOW / 2
 
 
-def stages(shape: Shape, density: float, iterations: int = 2, compensation: bool = True) -> dict[str, Floor]:
-    """Floors of the stages of one warm call at `density`, in the order they run."""
-    n, d, h, c = shape.video, HEAD_DIM, shape.heads, shape.q_clusters + shape.k_clusters
-    tokens = 2 * 2 * n * d * h  # q and k, bf16
-    labels = 2 * 3 * 4 * n * h  # of q and k: written, sorted, read
-    steps = Floor(iterations * 2 * n * c * d * h, iterations * (2 * tokens + labels))  # assignment reads, means read
-    pairs = shape.q_clusters * shape.k_clusters * h
-    block_map = Floor(2 * pairs * d, pairs * (4 + 4 + 1))
-    rows = padded_rows(shape)
-    # Video queries to the selected keys and the text; text queries to everything.
-    logits = rows * (density * n + shape.text) + shape.text * shape.tokens
-    attention = Floor(4 * logits * d * h, 4 * 2 * shape.tokens * d * h)
-    result = {"k-means": steps, "block map": block_map, "attention": attention}
-    if compensation:
-        stand_ins = (1 - density) * shape.k_clusters  # about: the skipped clusters, all equally large
-        result["compensation"] = Floor(4 * rows * stand_ins * d * h, 2 * n * d * h)  # and the means of v
-    return result
+def query_tiles(shape: Shape) -> float:
+    """Of one head: the last one of a cluster is high as often as low."""
+    return shape.video / HIGH + shape.q_clusters / 2
+
+
+def logit_spaces(shape: Shape) -> list[Kernel]:
+    return 2 * [_sample(shape)] + 2 * [_directions(shape, past=True)]
+
+
+def _sample(shape: Shape) -> Kernel:
+    tokens = min(shape.video, SAMPLE)
+    rows = tokens * HEAD_DIM * shape.heads
+    return Kernel("sample", 2 * rows * HEAD_DIM, 8 * rows, memory=BF16 * rows, programs=SPLITS * shape.heads, steps=tokens / SPLITS / 32, warps=8)
+
+
+def _directions(shape: Shape, past: bool) -> Kernel:
+    return Kernel("directions", programs=shape.heads, steps=DIRECTIONS + past * WITH_PAST,
+                  memory=2 * SPLITS * HEAD_DIM**2 * FP32 * shape.heads)  # fmt: skip
+
+
+def kmeans_in(shape: Shape, iterations: int = 1) -> list[Kernel]:
+    """Of queries and of keys. Each iteration reads the tokens once where they are assigned, and gathers them once for the means."""
+    h, n, found = shape.heads, shape.video, []
+    rows, chunks = n * HEAD_DIM * h, ceil(n / 256)
+    for c in (shape.q_clusters, shape.k_clusters):
+        counts = FP32 * chunks * c * h
+        bins = 1 << c.bit_length()
+        found.append(Kernel("start", programs=c * h, steps=2, warps=1))
+        found += iterations * [
+            # The distances' products are 32 deep: comparing them takes longer.
+            Kernel("assign", 2 * n * RANK * (HEAD_DIM + c) * h, 8 * rows + 8 * n * c * h, memory=BF16 * rows + counts + FP32 * n * h,
+                   l2=chunks * c * (RANK * BF16 + FP32) * h),
+            Kernel("scan", memory=2 * counts, programs=h, steps=2 * chunks / max(1, 8192 // bins), warps=8),
+            Kernel("scatter", lanes=3 * 256 * n * h, memory=2 * FP32 * n * h, l2=2 * 32 * n * h),
+            Kernel("means", lanes=8 * rows, memory=(BF16 * HEAD_DIM + FP32) * n * h, programs=c * h, steps=n / c / 32 + 1),
+        ]  # fmt: skip
+    return found
+
+
+def moments(shape: Shape) -> list[Kernel]:
+    n, h, c_q, c_k = shape.video, shape.heads, shape.q_clusters, shape.k_clusters
+    rows, pairs = n * HEAD_DIM * h, c_q * c_k * h
+    padded = rows * (1 + 16 * c_k / n)  # in steps of 32 keys
+    step, blocks = max(1, c_k // (64 * SPLITS)), ceil(c_q / 64)
+    return [
+        _sample(shape),
+        _within(shape, step, matrices=1),
+        _directions(shape, past=False),
+        Kernel("query_variances", lanes=10 * rows, memory=BF16 * rows, programs=c_q * h, steps=n / c_q / 32 + 1),
+        # Keys and values once, and the keys again out of L2 for every 64 query centroids, deviations made anew each time.
+        Kernel("key_moments", 2 * padded * (VARIANCES + c_q), (16 + 8 * blocks) * padded + 8 * padded / HEAD_DIM * c_q, padded / HEAD_DIM * c_q,
+               memory=2 * BF16 * rows + 2 * FP32 * pairs, l2=BF16 * rows * blocks + c_k * c_q * HEAD_DIM * FP32 * h + 2 * 32 * pairs,
+               programs=c_k * h, steps=(1 + blocks) * (n / c_k / 32 + 0.5) + 2),
+        Kernel("add_product", lanes=pairs * HEAD_DIM, memory=2 * FP32 * pairs),
+    ]  # fmt: skip
+
+
+def _within(shape: Shape, step: int, matrices: int) -> Kernel:
+    """Of every step-th cluster; matrices that it gathers: the keys, or keys and values."""
+    n, c = shape.video / step, shape.k_clusters / step
+    rows = n * HEAD_DIM * shape.heads
+    return Kernel("within", 2 * rows * HEAD_DIM, 8 * matrices * rows, memory=matrices * BF16 * rows, programs=SPLITS * shape.heads,
+                  steps=c / SPLITS * (n / c / 32 + 0.5 + 1), warps=8)  # fmt: skip
+
+
+def select_by_error(shape: Shape) -> list[Kernel]:
+    h, c_q, c_k = shape.heads, shape.q_clusters, shape.k_clusters
+    pairs, blocks = c_q * c_k * h, ceil(c_q / 16)
+    counters = 4096 * 8 * c_q * h  # read by each program
+    return [
+        Kernel("worth", lanes=2 * pairs * HEAD_DIM, exps=2 * pairs, memory=4 * FP32 * pairs, l2=2 * blocks * c_k * HEAD_DIM * FP32 * h,
+               programs=blocks * h, steps=4 * c_k / 64),
+        Kernel("count_pairs", memory=3 * FP32 * pairs, l2=32 * pairs + 1.5 * counters, programs=c_q * h, steps=3 * 3, launches=3),
+        Kernel("ties", memory=FP32 * pairs, l2=counters, programs=c_q * h, steps=4),
+        Kernel("choose", memory=(2 * FP32 + 1) * pairs, l2=counters, programs=c_q * h, steps=5),
+    ]  # fmt: skip
+
+
+def near_keys(shape: Shape, density: float) -> float:
+    """Keys that a query tile multiplies, the padding of granules and of the last step included."""
+    keys = density * (shape.video + shape.k_clusters * (GRANULE - 1) / 2) + KEYS / 2
+    return keys + (shape.text + KEYS / 2 if shape.text else 0)
 
 
 def gathered_bytes(shape: Shape, density: float) -> float:
-    """Keys and values that the tiles read, from L2 if it holds a head's: what the floor above leaves out."""
-    return padded_rows(shape) / HIGH * density * shape.video * 2 * 2 * HEAD_DIM * shape.heads
+    """Keys and values that the near field's tiles read, out of L2 if it holds a head's."""
+    return query_tiles(shape) * (density * shape.video + shape.text) * 2 * BF16 * HEAD_DIM * shape.heads
 
 
-@dataclass(frozen=True)
-class HopperAttention:
-    """One call of the attention kernels for Hopper, stand-ins included where asked for, tile padding always. flops: of the
-    tensor cores; gathered: bytes of keys and values, once for each query tile; tiles: of queries, over all heads."""
-
-    flops: float
-    gathered: float
-    tiles: float
-
-    def floor(self, flops: float) -> float:
-        """Seconds, whichever of the tensor cores and L2 is slower."""
-        return max(self.flops / flops, self.gathered / L2)
-
-    def expected(self, flops: float) -> float:
-        busy = TOGETHER * max(self.flops / flops / TENSOR_SHARE, self.gathered / L2)
-        return busy + self.tiles * CHANGE / MULTIPROCESSORS
-
-
-def hopper_attention(shape: Shape, density: float, compensation: bool = True) -> HopperAttention:
-    """Of the video's queries. A low tile multiplies half of what a high one does and reads as much."""
-    keys = density * shape.video + HOPPER_KEYS / 2  # the last tile of keys is half empty
-    for more in (shape.text, (1 - density) * shape.k_clusters if compensation else 0):
-        keys += more + HOPPER_KEYS / 2 if more else 0
-    tiles = (shape.video / HIGH + shape.q_clusters / 2) * shape.heads
-    return HopperAttention(4 * padded_rows(shape) * keys * HEAD_DIM * shape.heads, tiles * keys * 4 * HEAD_DIM, tiles)
+def near_field(shape: Shape, density: float, gpu: GPU) -> list[Kernel]:
+    n, h, c_q, c_k = shape.video, shape.heads, shape.q_clusters, shape.k_clusters
+    logits, rows = padded_rows(shape) * near_keys(shape, density) * h, shape.tokens * HEAD_DIM * h
+    gathered = gathered_bytes(shape, density)
+    once = min(gathered, 2 * BF16 * rows)
+    missed = max(0.0, 1 - gpu.l2_bytes / (2 * BF16 * shape.tokens * HEAD_DIM)) * (gathered - once)  # of one head at a time
+    listed = FP32 * density * (n / GRANULE + c_k / 2) * c_q * h
+    found = [
+        Kernel("pad", memory=2 * FP32 * n * h, l2=FP32 * c_k**2 * h, programs=c_k * h, steps=c_k / 512 + 3, warps=1),
+        Kernel("list", memory=c_q * c_k * h + listed, programs=c_q * h, steps=12),
+        Kernel("tiles", programs=ceil(c_q / 32) * h, steps=2 * c_q / 128 + 4),
+        Kernel("near", 4 * logits * HEAD_DIM, 8 * logits, logits, memory=2 * BF16 * n * HEAD_DIM * h + once + missed, l2=gathered - once - missed, launches=2),
+    ]  # fmt: skip
+    if shape.text:
+        found.append(Kernel("text queries", 4 * shape.text * rows, memory=2 * BF16 * rows))
+    return found
 
 
-def hopper_table(shape: Shape, densities, q_clusters, gpu: str) -> str:
-    """For people: milliseconds of those kernels, floor / expected, without and with stand-ins; and the share of
-    density x the expected dense attention that they reach."""
-    peak = GPUS[gpu][0]
-    dense_time = dense(shape).seconds(*GPUS[gpu]) / EXPECTED["dense"]
-    lines = [f"attention by cuda_fa3, {shape.name} on one {gpu}: milliseconds, floor / expected, then with stand-ins"]
-    for count in q_clusters:
-        for density in densities:
-            calls = [hopper_attention(replace(shape, q_clusters=count), density, tail) for tail in (False, True)]
-            floors = "   ".join(f"{1000 * c.floor(peak):6.1f} / {1000 * c.expected(peak):5.1f}" for c in calls)
-            share = density * dense_time / calls[0].expected(peak)
-            lines.append(
-                f"{count} query clusters, density {density:<5}{floors}   {calls[0].flops / 1e12:.1f} TFLOP, "
-                f"{calls[0].gathered / 1e9:.0f} GB gathered, {share:.2f} of density x dense"
-            )
-    return "\n".join(lines)
-
-
-def table(shape: Shape, densities, gpu: str) -> str:
-    """For people: floor and expected milliseconds of every stage, and the speed-up they make."""
-    speeds = GPUS[gpu]
-
-    def both(name: str, floor: Floor) -> tuple[float, float]:
-        seconds = 1000 * floor.seconds(*speeds)
-        return seconds, seconds / EXPECTED[name]
-
-    dense_floor, dense_time = both("dense", dense(shape))
-    lines = [
-        f"{shape.name} on one {gpu}: {shape.heads} heads, {shape.video:,} video + {shape.text} text tokens, "
-        f"{shape.q_clusters}/{shape.k_clusters} clusters; milliseconds, floor / expected",
-        f"{'dense':14}{dense_floor:9.1f} / {dense_time:.1f}",
+def exact_rows(shape: Shape) -> list[Kernel]:
+    rows = shape.tokens * HEAD_DIM * shape.heads
+    logits = EXACT * shape.tokens * shape.heads
+    return [
+        Kernel("part", 4 * EXACT * rows, 8 * logits, logits, memory=2 * BF16 * rows, programs=16 * shape.heads, steps=shape.tokens / 16 / 64),
+        Kernel("sum", programs=shape.heads, steps=16),
     ]
-    for density in densities:
-        parts = {name: both(name, floor) for name, floor in stages(shape, density).items()}
-        floor, expected = (sum(part[i] for part in parts.values()) for i in range(2))
-        stages_text = ", ".join(f"{name} {a:.1f} / {b:.1f}" for name, (a, b) in parts.items())
-        lines.append(
-            f"density {density:<5}{floor:9.1f} / {expected:.1f}   {dense_floor / floor:.1f}x / {dense_time / expected:.1f}x"
-            f"   {stages_text}; gathers {gathered_bytes(shape, density) / 1e9:.0f} GB"
-        )
+
+
+def far_field(shape: Shape) -> list[Kernel]:
+    """Stand-ins cost the same at every density: selected ones are masked."""
+    n, h, c_q, c_k = shape.video, shape.heads, shape.q_clusters, shape.k_clusters
+    pairs, rows, padded = c_q * c_k * h, n * HEAD_DIM * h, padded_rows(shape) * h
+    logits = padded * c_k
+    stand_in = 2 * BF16 * HEAD_DIM + FP32 * (VARIANCES + 2) + 1  # centroid and mean value, variances, mass, size, selected
+    return [
+        Kernel("skipped", lanes=2 * pairs * HEAD_DIM, exps=2 * pairs, memory=2 * (FP32 + 1) * pairs, l2=2 * pairs / 16 * HEAD_DIM * FP32,
+               programs=c_k / 64 * h, steps=2 * 2 * max(c_k / 64, c_q / 16), launches=2),
+        _within(shape, 1, matrices=2),
+        Kernel("matrix", memory=2 * SPLITS * HEAD_DIM**2 * FP32 * h, programs=h, steps=2 * HEAD_DIM / 16),
+        Kernel("share", programs=h, steps=n / 256 + 2 * c_k / 16 + 10, memory=FP32 * n * h, lanes=3 * EXACT * n * h, warps=8),
+        Kernel("tiles", programs=ceil(c_q / 32) * h, steps=2 * c_q / 128 + 4),
+        Kernel("far", 2 * logits * (2 * HEAD_DIM + VARIANCES) + 2 * padded * HEAD_DIM * (HEAD_DIM + VARIANCES), 11 * logits, logits,
+               memory=3 * BF16 * rows + FP32 * n * h, l2=query_tiles(shape) * h * (c_k * stand_in + BF16 * HEAD_DIM**2) + BF16 * rows, launches=2),
+    ]  # fmt: skip
+
+
+def report(shape: Shape) -> list[Kernel]:
+    pairs = shape.q_clusters * shape.k_clusters * shape.heads
+    steps = 2 * ceil(shape.q_clusters / 16) * ceil(shape.k_clusters / 512)
+    return [
+        Kernel("squared_error", programs=shape.heads, steps=3),
+        Kernel("exact_pairs", memory=pairs, programs=shape.heads, steps=steps, warps=8),
+        Kernel("summary", steps=3),
+    ]
+
+
+def stages(shape: Shape, density: float, gpu: GPU, iterations: int = 1) -> dict[str, list[Kernel]]:
+    """The kernels of one warm call of first order, all heads in one go, in the order in which they run. iterations: of k-means."""
+    every: dict[str, Callable[[], list[Kernel]]] = {
+        "logit_spaces": lambda: logit_spaces(shape),
+        "kmeans_in": lambda: kmeans_in(shape, iterations),
+        "moments": lambda: moments(shape),
+        "select_by_error": lambda: select_by_error(shape),
+        "near_field": lambda: near_field(shape, density, gpu),
+        "exact_rows": lambda: exact_rows(shape),
+        "far_field": lambda: far_field(shape),
+        "report": lambda: report(shape),
+    }
+    return {name: make() for name, make in every.items()}
+
+
+def stage_seconds(name: str, kernels: list[Kernel], gpu: GPU, near: str = "triton") -> tuple[float, float, str]:
+    """Floor, expected, and what limits the longest of its kernels."""
+    expected = [k.expected(gpu, near if name == "near_field" and k.name == "near" else "") for k in kernels]
+    longest, limit = max(expected)
+    name = kernels[expected.index((longest, limit))].name
+    return sum(k.floor(gpu) for k in kernels), sum(seconds for seconds, _ in expected), f"{name}: {limit}"
+
+
+def like(name: str, tensor: float, memory: float) -> GPU:
+    """The GPU of this name, with the ceilings that were measured of it; an unknown one's other numbers are an H200's."""
+    known = next((gpu for key, gpu in GPUS.items() if key in name), GPUS["H200"])
+    return replace(known, tensor=tensor, memory=memory)
+
+
+def launches(kernels: dict[str, list[Kernel]]) -> int:
+    """Triton's, of a call without text."""
+    return sum(k.launches for stage in kernels.values() for k in stage if k.name != "text queries")
+
+
+def whole(shape: Shape, density: float, gpu: GPU, near: str = "triton", iterations: int = 1) -> tuple[float, float]:
+    """Seconds of the whole call: floor, expected."""
+    parts = [stage_seconds(name, kernels, gpu, near) for name, kernels in stages(shape, density, gpu, iterations).items()]
+    return tuple(sum(part[i] for part in parts) + TORCHS * LAUNCH for i in range(2))
+
+
+def table(shape: Shape, densities, name: str, iterations: int = 1) -> str:
+    """For people: floor and expected milliseconds of every stage, and the speed-up they make."""
+    gpu = GPUS[name]
+
+    def line(what: str, pairs, more: str = "") -> str:
+        return f"{what:24}" + "".join(f"{1000 * floor:8.2f} /{1000 * expected:7.2f}" for floor, expected in pairs) + f"   {more}"
+
+    dense_floor, dense_time = dense_seconds(shape, gpu)
+    calls = [stages(shape, density, gpu, iterations) for density in densities]
+    lines = [
+        f"{shape.name} on one {name}: {shape.heads} heads, {shape.video:,} video + {shape.text} text tokens, "
+        f"{shape.q_clusters}/{shape.k_clusters} clusters, k-means iterations: {iterations}; milliseconds, floor / expected",
+        f"{'density':24}" + "".join(f"{density:17g}" for density in densities) + "   longest kernel: what limits it",
+    ]
+    for stage in calls[0]:
+        for near in gpu.near if stage == "near_field" else ("",):
+            found = [stage_seconds(stage, call[stage], gpu, near) for call in calls]
+            fixed = stage != "near_field"
+            lines.append(line(f"{stage} {near}".strip(), [f[:2] for f in (found[:1] if fixed else found)], ("at every density; " if fixed else "") + found[-1][2]))
+    for near in gpu.near:
+        both = [whole(shape, density, gpu, near, iterations) for density in densities]
+        lines.append(line(f"whole call, {near}", both))
+        lines.append(f"{'  times faster':24}" + "".join(f"{dense_floor / f:8.1f} /{dense_time / e:7.1f}" for f, e in both))
+    lines += [
+        line("dense", [(dense_floor, dense_time)]),
+        f"{launches(calls[0])} Triton + {TORCHS} torch launches ({1000 * LAUNCH * (launches(calls[0]) + TORCHS):.2f} ms, counted above); the near field gathers "
+        + ", ".join(f"{gathered_bytes(shape, density) / 1e9:.0f}" for density in densities)
+        + " GB",
+    ]
     return "\n".join(lines)

@@ -267,7 +267,7 @@ def verdict(rows: list[dict]) -> str:
 
 def table(gpu: str) -> str:
     """Floors and expectations, from bytes alone: these operations compute next to nothing."""
-    _, bandwidth = floors.GPUS[gpu]
+    bandwidth = floors.GPUS[gpu].memory
     lines = [f"on one {gpu}, a copy at {bandwidth / 1e12:.2f} TB/s; bf16; milliseconds: floor / expected / plain torch's floor",
              f"{'case':20} {'tokens':>8} {'MB':>8} {'MFLOP':>8}"]  # fmt: skip
     for case in CASES:

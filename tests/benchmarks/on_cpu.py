@@ -197,7 +197,7 @@ def least(holds: Callable[[float], bool]) -> float:
 def strip_attention(q, k, v, layout, top_p: float) -> tuple[torch.Tensor, float]:
     """Attention over strips: -> (out, density)."""
     from svg2_pack.svg2_core.attention import exact_pairs
-    from svg2_pack.svg2_core.exact_rows import ExactRows
+    from svg2_pack.svg2_core.ops.exact_rows import ExactRows
     from svg2_pack.svg2_core.ops.far_field import far_field
     from svg2_pack.svg2_core.ops.kmeans import Clusters, cluster_means
     from svg2_pack.svg2_core.ops.moments import Moments

@@ -7,8 +7,7 @@ import csv
 
 from common import PICTURES, RESULTS, ROOT, markdown, write_table
 from shapes import MAIN
-
-STAGES = ("k-means warm", "block map", "compensation", "attention")
+from stages import STAGES
 
 
 def newest(path) -> list[dict]:
@@ -57,7 +56,7 @@ def error_against_time(rows: list[dict], where: str) -> None:
 
 def time_against_tokens(rows: list[dict], where: str) -> None:
     with picture("time_against_tokens", f"40 heads, {where}", "tokens", "ms per call") as axes:
-        growth = [r for r in rows if r["shape"].startswith("growth") and (r["stage"] == "dense" or (r["stage"] == "whole call" and r["compensation"] == "centroid"))]
+        growth = [r for r in rows if r["shape"].startswith("growth") and (r["stage"] in ("dense", "whole call"))]
         for key in sorted({(r["stage"], r["method"]) for r in growth}):
             points = sorted((number(r, "tokens"), number(r, "p50_ms")) for r in growth if (r["stage"], r["method"]) == key)
             axes.plot(*zip(*points, strict=True), "o-", label=" ".join(key))
@@ -65,9 +64,12 @@ def time_against_tokens(rows: list[dict], where: str) -> None:
 
 
 def share_of_stages(rows: list[dict], where: str) -> None:
-    main = [r for r in rows if r["shape"] == MAIN.name and r["stage"] in STAGES and r["compensation"] != "off" and r["method"] != "flash-kmeans"]
+    """Of the backend whose stages were all timed."""
+    main = [r for r in rows if r["shape"] == MAIN.name and r["stage"] in STAGES]
+    method = next(r["method"] for r in main if r["stage"] == "far_field")
+    main = [r for r in main if r["method"] == method]
     densities = sorted({round(number(r, "density"), 2) for r in main if r["density"]})
-    with picture("share_of_stages", f"{MAIN.name} with compensation, {where}", "density", "ms per call") as axes:
+    with picture("share_of_stages", f"{MAIN.name}, {method}, {where}", "density", "ms per call") as axes:
         bottom = [0.0] * len(densities)
         for stage in STAGES:
             heights = [next((number(r, "p50_ms") for r in main if r["stage"] == stage and (not r["density"] or round(number(r, "density"), 2) == d)), 0.0)

@@ -5,7 +5,7 @@
 On captures (capture.py makes them) and on what activations.py generates in their place; a CPU does. The error is that
 of 1,000 random query rows of a head (500 at 75,600 tokens) against exact attention, both in fp32,
 `norm(out - exact) / norm(exact)` over these rows; the mean over the heads is reported. Density is that of the whole
-head: every grouping takes its key groups by estimated mass (svg2_core's block map; centroids, or means of position
+head: every grouping takes its key groups by estimated mass (svg2_core's select_by_mass; centroids, or means of position
 blocks) with the top_p that reaches the density asked for. Results go into results/quality*.csv, replacing the rows of
 the same tokens, and the tables of QUALITY.md are made from those files. `--tables` makes the tables only.
 """
@@ -95,7 +95,7 @@ def cubes(grid: tuple[int, int, int], edge: int = 4) -> torch.Tensor:
 
 
 def select(q: Groups, k: Groups, scale: float, density: float) -> tuple[torch.Tensor, float]:
-    """svg2_core's block map (bool `[Cq, Ck]`) with the top_p that gives `density`, and the density it has."""
+    """svg2_core's select_by_mass (bool `[Cq, Ck]`) with the top_p that gives `density`, and the density it has."""
     from svg2_pack.svg2_core.ops.select.reference import select_by_mass
 
     low, high, pairs = 0.0, 1.0, float(q.sizes.sum() * k.sizes.sum())

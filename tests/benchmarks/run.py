@@ -1,7 +1,7 @@
 """Time a sparse attention call against the fastest dense attention of this GPU, with the error beside it.
 
     python tests/benchmarks/run.py              all shapes; about half an hour on an H200
-    python tests/benchmarks/run.py --quick      Wan 14B 720p at two densities, and the targets
+    python tests/benchmarks/run.py --quick      Wan 14B 720p at two presets, and the targets
     python tests/benchmarks/run.py --model      no GPU needed: floors and expected times (--gpu names one)
     python tests/benchmarks/run.py --device cpu [--quick]      this machine's CPU: see on_cpu.py
 
@@ -12,6 +12,7 @@ Needs torch and triton, an NVIDIA GPU (or --device cpu), and no ComfyUI. Rows ar
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,9 +29,8 @@ from shapes import GROWTH, MAIN, SHAPES, TINY, Shape  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
-DENSITIES = (0.05, 0.1, 0.2, 0.3)
+PRESETS = {"turbo": 0.02, "balanced": 0.05, "quality": 0.1}  # and their densities, as the tests know
 Q_CLUSTERS = (100, 200, 300, 400)
-WARM, COLD = 2, 10  # k-means iterations
 EXACT_ERROR = 1e-2  # bf16 attention of these inputs stays well below
 QUANTISED_ERROR = 0.2
 FIELDS = ("gpu", "driver", "torch", "triton", "commit", "date", "shape", "tokens", "heads", "text", "q_clusters", "k_clusters",
@@ -76,13 +76,11 @@ class Bench:
 
     def __init__(self, shape: Shape, device: torch.device, where: dict, seconds: float):
         from activations import activations
-        from svg2_pack.svg2_core import Layout, SVG2Config
+        from svg2_pack.svg2_core import Layout
         from verify import sample_rows
 
         self.shape, self.where, self.seconds = shape, where, seconds
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.config = SVG2Config(q_clusters=shape.q_clusters, k_clusters=shape.k_clusters, min_k_ratio=0.0,
-                                 kmeans_init_iters=COLD, kmeans_iters=WARM)  # fmt: skip
         self.layout = Layout(shape.text, shape.video)
         # As Wan hands them over: a token's heads lie together.
         make = dict(grid=shape.grid, heads=shape.heads, text=shape.text, dtype=self.dtype, device=device, token_major=True)
@@ -140,140 +138,100 @@ class Bench:
 
     # Sparse
 
-    def heads(self, backend: str) -> list[slice]:
-        """The heads that a call takes at a time, as the whole call does."""
-        from svg2_pack.svg2_core.attention import default_heads
+    def config(self, preset: str):
+        """A preset's settings with the shape's clusters."""
+        from dataclasses import replace
 
-        step = default_heads(self.inputs[0][0], self.layout, self.config, backend)
-        return [slice(first, min(first + step, self.shape.heads)) for first in range(0, self.shape.heads, step)]
+        from svg2_pack.svg2_core.presets import preset_config
+
+        return replace(preset_config(preset, "wan_t2v"), q_clusters=self.shape.q_clusters, k_clusters=self.shape.k_clusters)
+
+    def start(self, backend: str) -> None:
+        """What the step before left, of each of the inputs: a cold call of nearly the same activations."""
+        from svg2_pack.svg2_core import svg2_attention
+
+        config = self.config("balanced")
+        self.pasts = [svg2_attention(*map(self.past, qkv), self.layout, config, backend=backend).centroids for qkv in self.inputs]
 
     def past(self, x: torch.Tensor) -> torch.Tensor:
-        """The step before, of this video: nearly the same activations."""
         noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(1), device=x.device, dtype=x.dtype)
         return x + 0.1 * x.std() * noise
 
-    def cluster(self, x, count, role, backend, iterations, init=None):
-        from svg2_pack.svg2_core.ops.kmeans import Clusters, kmeans
+    def parts(self, config, backend: str) -> list[list]:
+        """Each of the inputs in the parts by heads that a call takes at a time."""
+        from stages import Part
+        from svg2_pack.svg2_core.attention import default_heads
 
-        parts = [kmeans(x[:, heads, self.layout.video], count, iterations=iterations, init=None if init is None else init[:, heads],
-                        seed=0, role=role, first_head=heads.start, backend=backend) for heads in self.heads(backend)]  # fmt: skip
-        return Clusters(*(torch.cat(field, 1) for field in zip(*parts, strict=True)))
+        step = default_heads(self.inputs[0][0], self.layout, config, backend)
+        heads = [slice(first, min(first + step, self.shape.heads)) for first in range(0, self.shape.heads, step)]
+        return [[Part(qkv, some, past[0], self.shape, self.layout, config, backend) for some in heads]
+                for qkv, past in zip(self.inputs, self.pasts, strict=True)]  # fmt: skip
 
-    def clusters(self, backend: str) -> None:
-        """k-means of q and k: warm from the step before, cold, and flash-kmeans from the same start."""
+    def stages(self, preset: str, backend: str, wanted: tuple[str, ...]) -> None:
+        """The stages of a warm call, one after the other; of those wanted, times."""
+        from stages import BY_DENSITY, STAGES
+
+        calls = self.parts(self.config(preset), backend)
+        inputs = [(parts[0].q, parts) for parts in calls]
+        for stage in STAGES:
+
+            def run(_, parts, stage=stage):
+                for part in parts:
+                    part.run(stage)
+
+            for arguments in inputs:
+                run(*arguments)
+            errors = [part.check(stage, self.sampled) for part in calls[0]]
+            if stage in wanted:
+                more = {} if errors[0] is None else {"rel_l2": max(errors)}
+                if stage in BY_DENSITY:
+                    more["density"] = sum(part.density for part in calls[0]) / len(calls[0])
+                self.add(stage, backend, self.time(run, inputs), **more)
+            if stage == "kmeans_in" and stage in wanted:
+                self.other_kmeans(calls, backend)
+            if stage == "near_field" and stage in wanted:
+                self.flashinfer(calls)
+
+    def other_kmeans(self, calls, backend: str) -> None:
+        """From a cold start, and flash-kmeans: Euclidean, in all channels, from the clusters that ours came to."""
         from baselines import flash_kmeans
-        from verify import check_clusters
 
-        counts = (self.shape.q_clusters, self.shape.k_clusters)
-        starts = [[self.cluster(self.past(x), c, role, backend, COLD).centroids for role, (x, c) in enumerate(zip(qkv, counts, strict=False))]
-                  for qkv in self.inputs]  # fmt: skip
+        config = calls[0][0].config
 
-        def run(q, k, start_q, start_k, iterations):
-            return [self.cluster(x, c, role, backend, iterations, start)
-                    for role, (x, c, start) in enumerate(zip((q, k), counts, (start_q, start_k), strict=True))]  # fmt: skip
+        def cold(_, parts):
+            return [part.clusters((None, None), config.kmeans_init_iters) for part in parts]
 
-        warm = [(q, k, *start) for (q, k, _), start in zip(self.inputs, starts, strict=True)]
-        self.groups = [run(*arguments, WARM) for arguments in warm]
-        for name, x, groups in zip("qk", self.inputs[0], self.groups[0], strict=False):
-            check_clusters(f"k-means of {name}, {backend}", x[:, :, self.layout.video], groups, tolerance=0.05)
-        self.add("k-means warm", backend, self.time(lambda *a: run(*a, WARM), warm))
-        self.add("k-means cold", backend, self.time(lambda q, k, *_: run(q, k, None, None, COLD), warm))
+        for part, found in zip(calls[0], cold(None, calls[0]), strict=True):
+            part.check_clusters(f"k-means from a cold start, {backend}", found)
+        self.add("kmeans_in cold", backend, self.time(cold, [(parts[0].q, parts) for parts in calls]))
         theirs = flash_kmeans()
         if theirs is not None:
-            def flash(q, k, start_q, start_k):
-                for x, start in ((q, start_q), (k, start_k)):
-                    theirs(x[0, :, self.layout.video], start[0].to(x.dtype), WARM)
+            inputs = [(part.video[role][0], part.groups[role].centroids[0].to(self.dtype)) for part in calls[0] for role in (0, 1)]
+            self.add("kmeans_in", "flash-kmeans", self.time(
+                lambda _: [theirs(x, start, config.kmeans_iters) for x, start in inputs], [(inputs[0][0],)]))  # fmt: skip
 
-            self.add("k-means warm", "flash-kmeans", self.time(flash, warm))
-        self.starts = starts
-
-    def map(self, groups, top_p: float, backend: str):
-        from svg2_pack.svg2_core.ops.select import select_by_mass
-
-        q, k = groups
-        return select_by_mass(q, k, top_p=top_p, min_k_ratio=0.0, scale=128**-0.5, backend=backend)
-
-    def density_of(self, selected) -> float:
-        """Pairs computed exactly over all pairs, of a map of the first inputs; those with a text token are all exact."""
-        from svg2_pack.svg2_core.attention import exact_pairs
-
-        text = self.shape.tokens**2 - self.layout.video_len**2
-        return (exact_pairs(*self.groups[0], selected).mean().item() + text) / self.shape.tokens**2
-
-    def top_p_for(self, density: float, backend: str) -> float:
-        """The top_p that gives this density on the first inputs, within 2%."""
-        low, high = 0.0, 1.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            got = self.density_of(self.map(self.groups[0], middle, backend))
-            if abs(got - density) < 0.02 * density:
-                break
-            low, high = (middle, high) if got < density else (low, middle)
-        return middle
-
-    def stages(self, density: float, backend: str) -> None:
-        """Map, means of the values and attention, each alone, on clusters that are given."""
-        from svg2_pack.svg2_core.ops.dynamic_attention import Tail, dynamic_attention
-        from svg2_pack.svg2_core.ops.kmeans import Clusters, cluster_means
-        from verify import check_attention, check_map, sparse_rows
-
-        def some(groups, heads):
-            return Clusters(*(field[:, heads].contiguous() for field in groups))
-
-        top_p = self.top_p_for(density, backend)
-        maps = [self.map(groups, top_p, backend) for groups in self.groups]
-        check_map(f"block map, {backend}", *self.groups[0], maps[0], top_p)
-        got = self.density_of(maps[0])
-        self.add("block map", backend, self.time(lambda *fields: self.map(self.rebuilt(fields), top_p, backend),
-                                                         [(*q, *k) for q, k in self.groups]), density=got)
-
-        def values(v, k_groups):
-            return [cluster_means(v[:, heads, self.layout.video], some(k_groups, heads), backend=backend) for heads in self.heads(backend)]
-
-        means = [(v, groups[1]) for (_, _, v), groups in zip(self.inputs, self.groups, strict=True)]
-        self.add("compensation", backend, self.time(values, means), density=got)
-
-        def attend(q, k, v, q_groups, k_groups, selected, tails):
-            out = torch.empty_like(q)
-            for i, heads in enumerate(self.heads(backend)):
-                dynamic_attention(q[:, heads], k[:, heads], v[:, heads], some(q_groups, heads), some(k_groups, heads), selected[:, heads].contiguous(),
-                                  layout=self.layout, scale=128**-0.5, tail=None if tails is None else tails[i], out=out[:, heads], backend=backend)  # fmt: skip
-            return out
-
-        for compensation in (False, True):
-            calls = []
-            for qkv, groups, selected in zip(self.inputs, self.groups, maps, strict=True):
-                tails = None
-                if compensation:
-                    parts = zip(self.heads(backend), values(qkv[2], groups[1]), strict=True)
-                    tails = [Tail(groups[1].centroids[:, h], value, groups[1].sizes[:, h].float().log()) for h, value in parts]
-                calls.append((*qkv, *groups, selected, tails))
-            truth = sparse_rows(*self.inputs[0], self.shape, self.sampled, *self.groups[0], maps[0], compensation)
-            out = attend(*calls[0])
-            check_attention(f"attention, {backend}", out, truth, self.sampled, EXACT_ERROR)
-            error = check_attention(f"attention, {backend}", out, self.truth, self.sampled, torch.inf)
-            self.add("attention", backend, self.time(attend, calls), density=got, rel_l2=error,
-                     compensation="centroid" if compensation else "off")  # fmt: skip
-            if not compensation:
-                self.flashinfer([call[:-1] for call in calls], truth, got)
-
-    def flashinfer(self, calls, truth, density: float) -> None:
+    def flashinfer(self, calls) -> None:
         """Its kernel on the same clusters and map, once for each density."""
         from sparse_baselines import flashinfer_attention
         from verify import WrongResult, check_attention
 
+        density = calls[0][0].density
         done = any(row["method"] == "flashinfer" and abs(row["density"] - density) < 0.05 * density for row in self.rows)
         if done or self.shape.text:
             return
         try:
-            attention = flashinfer_attention(calls[0][0].device)
-            out = attention(*calls[0])
-            check_attention("flashinfer", out, truth, self.sampled, EXACT_ERROR)
-            error = check_attention("flashinfer", out, self.truth, self.sampled, torch.inf)
+            attention = flashinfer_attention(calls[0][0].q.device)
+
+            def run(_, parts):
+                return [attention(part.q, part.k, part.v, *part.groups, part.selected) for part in parts]
+
+            inputs = [(parts[0].q, parts) for parts in calls]
+            errors = [check_attention("flashinfer", out, part.truth(self.sampled)[0], self.sampled, EXACT_ERROR)
+                      for out, part in zip(run(*inputs[0]), calls[0], strict=True)]  # fmt: skip
         except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, AssertionError, WrongResult) as error:
-            self.not_timed("attention", "flashinfer", error)
+            self.not_timed("near_field", "flashinfer", error)
             return
-        self.add("attention", "flashinfer", self.time(attention, calls), density=density, rel_l2=error, compensation="off")
+        self.add("near_field", "flashinfer", self.time(run, inputs), density=density, rel_l2=max(errors))
 
     def sol(self, target: float) -> None:
         """ComfyUI's own sparse attention at this error, once for each."""
@@ -299,49 +257,37 @@ class Bench:
     def not_timed(stage: str, method: str, error: Exception) -> None:
         print(f"  {stage:14} {method:22} not timed: {str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__}")
 
-    @staticmethod
-    def rebuilt(fields):
-        """Query and key clusters from their six tensors."""
-        from svg2_pack.svg2_core.ops.kmeans import Clusters
-
-        return Clusters(*fields[:3]), Clusters(*fields[3:])
-
-    def whole(self, density: float, backend: str) -> None:
+    def whole(self, preset: str, backend: str) -> None:
         """The call as the node makes it, warm."""
-        from dataclasses import replace
-
         from svg2_pack.svg2_core import svg2_attention
-        from svg2_pack.svg2_core.cache import Centroids
         from verify import check_attention
 
-        for compensation in ("off", "centroid"):
-            config = replace(self.config, top_p=max(self.top_p_for(density, backend), 1e-6), compensation=compensation)
+        config = self.config(preset)
 
-            def call(q, k, v, warm, config=config):
-                return svg2_attention(q, k, v, self.layout, config, warm, backend=backend)
+        def call(q, k, v, past):
+            return svg2_attention(q, k, v, self.layout, config, past, backend=backend)
 
-            pasts = [[Centroids.pack(q[0], k[0])] for q, k in self.starts]
-            inputs = [(*qkv, past) for qkv, past in zip(self.inputs, pasts, strict=True)]
-            result = call(*inputs[0])
-            error = check_attention(f"whole call, {backend}", result.out, self.truth, self.sampled, 1.0)
-            self.add("whole call", backend, self.time(call, inputs), density=result.density.item(), rel_l2=error, compensation=compensation)
-            if compensation == "centroid":
-                self.sol(error)
+        inputs = [(*qkv, past) for qkv, past in zip(self.inputs, self.pasts, strict=True)]
+        result = call(*inputs[0])
+        error = check_attention(f"whole call, {backend}", result.out, self.truth, self.sampled, 1.0)
+        self.add("whole call", backend, self.time(call, inputs), density=result.density.item(), rel_l2=error, compensation=config.compensation)
+        self.sol(error)
 
 
 def backends(device: torch.device) -> list[str]:
+    """Those that run here: Triton's stages, and the same around each of the prebuilt near fields."""
     from svg2_pack.svg2_core.ops import registry
     from svg2_pack.svg2_core.reasons import Refusal
 
     if device.type == "cpu":
-        return ["torch"]
+        return [os.environ.get("SVG2_BACKEND", "torch")]  # triton, interpreted, takes ten minutes for --tiny
     found = []
-    for name in registry.NAMES:
+    for name in ("triton", *registry.PREBUILT):
         answer = registry.choose(name, registry.Call(device, torch.bfloat16, 128))
-        if isinstance(answer, Refusal):
-            print(f"{name}: {answer.reason.sentence} ({answer.detail})")
-        elif name != "torch":
+        if not isinstance(answer, Refusal):
             found.append(name)
+        else:
+            print(f"{name}: {answer.reason.sentence} ({answer.detail})")
     return found
 
 
@@ -352,42 +298,47 @@ def first_use(device: torch.device) -> float:
     began = time.perf_counter()
     for backend in backends(device):
         x = torch.randn(1, 2, 4096, 128, device=device, dtype=torch.bfloat16)
-        svg2_attention(x, x, x, Layout(0, 4096), SVG2Config(q_clusters=32, k_clusters=64, top_p=0.5), backend=backend)
+        svg2_attention(x, x, x, Layout(0, 4096), SVG2Config(q_clusters=32, k_clusters=64, density=0.05), backend=backend)
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def query_cluster_sweep(device, where, seconds) -> list[dict]:
-    """The attention alone, as query clusters get smaller."""
+    """The near field alone, as query clusters get smaller."""
     from dataclasses import replace
 
     rows = []
     for count in Q_CLUSTERS:
         bench = Bench(replace(MAIN, name=f"q-clusters-{count}", q_clusters=count), device, where, seconds)
+        bench.start("triton")
         for backend in backends(device):
-            bench.clusters(backend)
-            bench.stages(0.1, backend)
+            bench.stages("balanced", backend, ("near_field",))
         rows += bench.rows
     return rows
 
 
-def one_shape(shape: Shape, densities, device, where, seconds) -> list[dict]:
+def one_shape(shape: Shape, presets, device, where, seconds) -> list[dict]:
+    from stages import BY_DENSITY, STAGES
+
     print(f"{shape.name}: {shape.heads} heads, {shape.tokens:,} tokens", flush=True)
     bench = Bench(shape, device, where, seconds)
     bench.dense()
-    for backend in backends(device):
-        bench.clusters(backend)
-        for density in densities:
-            bench.stages(density, backend)
-            bench.whole(density, backend)
+    first, *others = backends(device)
+    bench.start(first)
+    for i, preset in enumerate(presets):
+        bench.stages(preset, first, STAGES if i == 0 else BY_DENSITY)
+        bench.whole(preset, first)
+        for backend in others:  # they differ in the near field
+            bench.stages(preset, backend, ("near_field",))
+            bench.whole(preset, backend)
     return bench.rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one shape, two densities")
+    parser.add_argument("--quick", action="store_true", help="one shape, two presets")
     parser.add_argument("--model", action="store_true", help="print floors and expected times, and stop")
-    parser.add_argument("--gpu", default="H200", choices=floors.GPUS, help="for --model")
+    parser.add_argument("--gpu", nargs="+", default=["H200"], choices=floors.GPUS, help="for --model")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tokens", type=int, nargs="+", help="of --device cpu: these sizes alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
@@ -395,10 +346,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a shape that a CPU can do: tries the program, measures nothing")
     arguments = parser.parse_args()
     if arguments.model:
-        for shape in SHAPES:
-            print(floors.table(shape, DENSITIES, arguments.gpu), end="\n\n")
-        if arguments.gpu in floors.HOPPER:
-            print(floors.hopper_table(MAIN, DENSITIES, Q_CLUSTERS, arguments.gpu))
+        print("\n\n".join(floors.table(shape, PRESETS.values(), gpu) for gpu in arguments.gpu for shape in SHAPES))
         return
     if arguments.device == "cpu":
         import on_cpu
@@ -423,8 +371,8 @@ def main() -> None:
         print({name: f"{value:.3g}" for name, value in limits.items()})
     shapes = (TINY,) if arguments.tiny else (MAIN,) if arguments.quick else (*SHAPES, *GROWTH)
     for shape in shapes:
-        densities = (0.3,) if arguments.tiny else (0.1, 0.2) if arguments.quick else (0.1,) if shape in GROWTH else DENSITIES
-        rows += one_shape(shape, densities, device, where, seconds)
+        presets = ("quality",) if arguments.tiny else ("turbo", "balanced") if arguments.quick else ("balanced",) if shape in GROWTH else PRESETS
+        rows += one_shape(shape, presets, device, where, seconds)
     if not (arguments.quick or arguments.tiny):
         rows += query_cluster_sweep(device, where, seconds)
     common.append_rows(arguments.csv or RESULTS / "speed.csv", rows, FIELDS)

@@ -44,7 +44,7 @@ def tau_for(error_at: Callable[[float], float], target: float) -> float:
 
 
 def flashinfer_attention(device: torch.device) -> Callable:
-    """flashinfer's variable block sparse attention, which SVG2's published code calls, on clusters and a block map.
+    """flashinfer's variable block sparse attention, which SVG2's published code calls, on clusters and a map of pairs.
 
     -> attention(q, k, v, q_groups, k_groups, selected) of `[1, H, N, D]`, all tokens in clusters, skipped pairs dropped. It
     sorts q, k and v by cluster, plans (on the CPU, with a wait for the GPU), runs, and sorts back: all that a call needs.

@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))  # fake_driver and fake_nvrtc, by their names
 
-NAME = "dynamic_attention_fa2"
+NAME = "near_field_fa2"
 
 
 @pytest.fixture

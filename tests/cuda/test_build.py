@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NAME, HOPPER = "dynamic_attention_fa2", "dynamic_attention_fa3"
+NAME, HOPPER = "near_field_fa2", "near_field_fa3"
 
 pytestmark = pytest.mark.xdist_group("nvrtc")  # one process: the first test may have to fetch the compiler
 

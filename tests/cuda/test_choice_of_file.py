@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-NAME = "dynamic_attention_fa2"
+NAME = "near_field_fa2"
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ def test_the_kernels_for_hopper_load_nowhere_else(simulate, driver, capability):
     """Not even later: the driver is never offered the file, and no compiler the source."""
     fake = simulate(capability, version=13000)
     if capability == (9, 0):
-        module = driver.load("dynamic_attention_fa3", 0)
+        module = driver.load("near_field_fa3", 0)
         assert module.origin == "prebuilt sm_90a" and module.reasons == ()
-        assert set(module.kernels) == {"svg2_plan", *(f"svg2_attention_{t}_{d}" for t in ("bf16", "fp16") for d in (64, 128))}
+        assert set(module.kernels) == {f"svg2_near_field_{t}_{d}" for t in ("bf16", "fp16") for d in (64, 128)}
     else:
-        reason = driver.why_not("dynamic_attention_fa3", 0)
+        reason = driver.why_not("near_field_fa3", 0)
         assert "no prebuilt machine code is for compute capability {}.{}".format(*capability) in reason
         assert not fake.images
 

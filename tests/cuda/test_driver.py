@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-NAME = "dynamic_attention_fa2"
+NAME = "near_field_fa2"
 
 
 @pytest.fixture

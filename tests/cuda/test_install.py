@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NAME = "dynamic_attention_fa2"
+NAME = "near_field_fa2"
 
 # Runs install.py's functions with a simulated driver in place of the machine's. Arguments: install.py, the options.
 SIMULATED = """
@@ -125,9 +125,9 @@ def test_kernels_for_hopper_are_told_of_on_hopper_alone(pack, site):
     """On another GPU they are nothing that is missing."""
     folder = site()
     _, status = run(pack, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0), site=folder, version=13010)
-    told = [gpu["capability"] for gpu in status["gpus"] if "dynamic_attention_fa3" in gpu["kernels"]]
+    told = [gpu["capability"] for gpu in status["gpus"] if "near_field_fa3" in gpu["kernels"]]
     assert told == [[9, 0]] and all(NAME in gpu["kernels"] for gpu in status["gpus"])
-    assert status["gpus"][2]["kernels"]["dynamic_attention_fa3"] == {"runs": "prebuilt sm_90a", "kind": "sass", "reasons": []}
+    assert status["gpus"][2]["kernels"]["near_field_fa3"] == {"runs": "prebuilt sm_90a", "kind": "sass", "reasons": []}
     assert not any("to get faster" in line for line in run(pack, (9, 0), site=folder)[0])
 
 

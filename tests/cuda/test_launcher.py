@@ -8,14 +8,14 @@ import torch
 
 @pytest.fixture
 def launcher():
-    from svg2_pack.svg2_core.ops.dynamic_attention import cuda
+    from svg2_pack.svg2_core.ops.near_field import cuda
 
     return cuda
 
 
 @pytest.fixture
 def launcher_fa3():
-    from svg2_pack.svg2_core.ops.dynamic_attention import cuda_fa3
+    from svg2_pack.svg2_core.ops.near_field import cuda_fa3
 
     return cuda_fa3
 
@@ -40,8 +40,15 @@ def attend(launcher, fake, monkeypatch, driver, head_dim, dtype):
     groups = [kmeans(x.float(), count, iterations=1) for x, count in ((q, 3), (k, 7))]
     selected = torch.ones(1, 2, 3, 7, dtype=torch.bool)
     out = torch.zeros_like(q)
-    launcher.dynamic_attention(q, k, v, out, *groups, selected, layout=Layout(0, 300), scale=0.25, tail=None)
-    return q, k, v, out
+    logsumexp = launcher.near_field(q, k, v, out, *groups, selected, layout=Layout(0, 300), scale=0.25)
+    return q, k, v, out, logsumexp
+
+
+def check(params, q, k, v, out, logsumexp):
+    assert [params.q, params.k, params.v, params.out, params.logsumexp] == [x.data_ptr() for x in (q, k, v, out, logsumexp)]
+    assert (params.q_b, params.q_h, params.q_n) == q.stride()[:3] and (params.rows, params.heads, params.c_q) == (2, 2, 3)
+    assert params.keys and params.lists and params.counts and params.tiles and params.numbers and not params.text_bias
+    assert params.granules == 300 // 16 + 7 and params.scale == pytest.approx(0.25 * 1.4426950408889634)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0), (13, 0)])
@@ -52,17 +59,15 @@ def test_an_attention_call_through_the_driver(launcher, simulate, monkeypatch, c
     from svg2_pack.cuda import driver
 
     fake = simulate(capability, version=13000)
-    q, k, v, out = attend(launcher, fake, monkeypatch, driver, head_dim, dtype)
+    tensors = attend(launcher, fake, monkeypatch, driver, head_dim, dtype)
     kind = launcher.DTYPES[dtype]
-    names = [launch["kernel"] for launch in fake.launches]
-    assert names[0] == "svg2_plan" and fake.launches[0]["grid"] == (3, 2, 1)
-    assert set(names[1:]) == {f"svg2_attention_{kind}_{head_dim}_{rows}" for rows in (64, 128)}
+    # As many as there can be: high query tiles have more than 64 rows, and a cluster has one low one at most.
+    grids = {launch["kernel"]: launch["grid"] for launch in fake.launches}
+    assert grids == {f"svg2_near_field_{kind}_{head_dim}_{rows}": (most, 2, 1) for rows, most in ((128, 300 // 65), (64, 3))}
     for launch in fake.launches:
         assert launch["block"] == (128, 1, 1) and launch["stream"] == 0x70 and launch["shared"] <= 101_376
         params = launcher.Params.from_buffer_copy(launch["parameters"])
-        assert [params.q, params.k, params.v, params.out] == [x.data_ptr() for x in (q, k, v, out)]
-        assert (params.q_b, params.q_h, params.q_n) == q.stride()[:3] and params.heads == 2 and params.c_k == 7
-        assert params.scale == pytest.approx(0.25 * 1.4426950408889634)
+        check(params, *tensors)
     assert not fake.faults
 
 
@@ -73,18 +78,13 @@ def test_an_attention_call_on_hopper(launcher_fa3, simulate, monkeypatch, head_d
 
     fake = simulate((9, 0), version=12080, optin=227 * 1024)
     monkeypatch.setattr(launcher_fa3, "programs", lambda device: 132)
-    q, k, v, out = attend(launcher_fa3, fake, monkeypatch, driver, head_dim, dtype)
-    plan, attention = fake.launches
-    assert plan["kernel"] == "svg2_plan" and plan["grid"] == (3, 2, 1) and plan["block"] == (128, 1, 1)
-    most = 2 * (300 // 128 + 3)  # query tiles of both heads
-    assert attention["kernel"] == f"svg2_attention_{launcher_fa3.DTYPES[dtype]}_{head_dim}"
-    assert attention["grid"] == (most, 1, 1) and attention["block"] == (384, 1, 1)
-    for launch in fake.launches:
-        params = launcher_fa3.Params.from_buffer_copy(launch["parameters"])
-        assert [params.q, params.k, params.v, params.out] == [x.data_ptr() for x in (q, k, v, out)]
-        assert (params.q_b, params.q_h, params.q_n) == q.stride()[:3] and params.heads == 2 and params.c_k == 7
-        assert params.scale == pytest.approx(0.25 * 1.4426950408889634)
-    assert params.items and params.next and params.n_items == most
+    tensors = attend(launcher_fa3, fake, monkeypatch, driver, head_dim, dtype)
+    (launch,) = fake.launches
+    assert launch["kernel"] == f"svg2_near_field_{launcher_fa3.DTYPES[dtype]}_{head_dim}"
+    assert launch["grid"] == (2 * (300 // 65 + 3), 1, 1) and launch["block"] == (384, 1, 1)  # query tiles of both heads
+    params = launcher_fa3.Params.from_buffer_copy(launch["parameters"])
+    check(params, *tensors)
+    assert params.next and params.most == 300 // 65
     assert not fake.faults
 
 
@@ -105,7 +105,7 @@ def test_hopper_kernels_serve_only_who_asks_for_them(monkeypatch, simulate):
     for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0)):
         simulate(capability, version=13000)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert "cuda_fa3" not in preference.order_for(call.device) and registry.choose("auto", call) == "triton"
+        assert "cuda_fa3" not in preference.order_for(call.device) and registry.choose("auto", call) == "cuda"
         answer = registry.choose("cuda_fa3", call)
         if capability == (9, 0):
             assert answer == "cuda_fa3"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-NAME = "dynamic_attention_fa2"
+NAME = "near_field_fa2"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -172,7 +172,7 @@ def test_a_write_that_breaks_off_leaves_nothing(build, tmp_path, monkeypatch):
 
 def test_what_the_compiler_says_is_on_record(simulate, driver, compiler):
     simulate((8, 9))
-    nvrtc = compiler(log="dynamic_attention_fa2.cu(12): error: identifier is undefined")
+    nvrtc = compiler(log="near_field_fa2.cu(12): error: identifier is undefined")
     assert "(12): error: identifier is undefined" in driver.why_not(NAME, 0) and nvrtc.alive == 0
 
 

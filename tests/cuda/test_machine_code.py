@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton", reason="its disassembler is used, and it 
 
 PREBUILT = Path(__file__).resolve().parents[2] / "cuda" / "prebuilt"
 COMPILED = [entry for entry in json.loads((PREBUILT / "manifest.json").read_text())["files"] if entry["kind"] == "sass"]
-FILES = [entry for entry in COMPILED if entry["name"] == "dynamic_attention_fa2"]
+FILES = [entry for entry in COMPILED if entry["name"] == "near_field_fa2"]
 # What one program may have on a GPU of each architecture, beside the 1 KiB that the system keeps.
 MOST_SHARED = {"80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "120": 99}  # KiB
 
@@ -30,20 +30,18 @@ def test_every_architecture_is_there():
 @pytest.mark.parametrize("entry", FILES, ids=lambda entry: "sm_" + entry["arch"])
 def test_instructions(entry):
     bodies = disassembled(entry)
-    attention = {name: body for name, body in bodies.items() if name.startswith("svg2_attention")}
-    assert len(attention) == 8 and "svg2_plan" in bodies
-    for name, body in attention.items():
+    assert len(bodies) == 8
+    for name, body in bodies.items():
         for instruction in ("HMMA.16816.F32", "LDGSTS", "LDSM", "MUFU.EX2"):
             assert instruction in body, f"{name}: no {instruction}"
         assert "LDSM.16.MT88.4" in body, f"{name}: values are not read transposed"
-    for name, body in bodies.items():
         assert "LDL" not in body and "STL" not in body, f"{name}: local memory"
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("rows", [64, 128])
 def test_shared_memory_fits_every_gpu(head_dim, rows):
-    from svg2_pack.svg2_core.ops.dynamic_attention import cuda
+    from svg2_pack.svg2_core.ops.near_field import cuda
 
     assert cuda.shared_bytes(head_dim, rows) <= min(MOST_SHARED.values()) * 1024
 
@@ -54,7 +52,7 @@ def test_the_launcher_asks_for_the_shared_memory_that_the_kernel_lays_out(head_d
     import ctypes
 
     import emulated_cuda
-    from svg2_pack.svg2_core.ops.dynamic_attention import cuda
+    from svg2_pack.svg2_core.ops.near_field import cuda
 
     library = emulated_cuda.library()
     assert cuda.shared_bytes(head_dim, rows) == library.shared_bytes(head_dim, rows)
@@ -66,7 +64,7 @@ def test_the_launcher_asks_for_the_shared_memory_that_the_kernel_lays_out(head_d
 
 @pytest.fixture(scope="module")
 def hopper():
-    (entry,) = (entry for entry in COMPILED if entry["name"] == "dynamic_attention_fa3")
+    (entry,) = (entry for entry in COMPILED if entry["name"] == "near_field_fa3")
     assert entry["arch"] == "90a"
     return entry, disassembled(entry)
 
@@ -111,7 +109,7 @@ def highest_register(instructions: list[str]) -> int:
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_hopper_instructions(hopper, dtype, head_dim):
-    body = hopper[1][f"svg2_attention_{dtype}_{head_dim}"]
+    body = hopper[1][f"svg2_near_field_{dtype}_{head_dim}"]
     by_role = roles(body)
     products = re.findall(r"HGMMA\S+ .*?;", body)
     kind = ".BF16" if dtype == "bf16" else ""
@@ -141,7 +139,7 @@ def test_hopper_instructions(hopper, dtype, head_dim):
 def test_hopper_registers_of_each_role(hopper, dtype, head_dim):
     """What the roles ask for is what they use at most, and all of it together is what the launch got."""
     entry, bodies = hopper
-    name = f"svg2_attention_{dtype}_{head_dim}"
+    name = f"svg2_near_field_{dtype}_{head_dim}"
     by_role = roles(bodies[name])
     asked = {role: [int(x, 16) for x in re.findall(r"USETMAXREG\S+ (?:UP\d, )?0x([0-9a-f]+)", "\n".join(by_role[role]))] for role in by_role}
     assert all(len(numbers) == 1 for numbers in asked.values()), "a role's code leads into the other's"
@@ -158,7 +156,7 @@ def test_hopper_registers_of_each_role(hopper, dtype, head_dim):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_hopper_registers_are_left_alone_until_waited_for(hopper, dtype, head_dim):
     """Sums and weights of matrix instructions under way, which the compiler must not move anything to or from."""
-    body = hopper[1][f"svg2_attention_{dtype}_{head_dim}"]
+    body = hopper[1][f"svg2_near_field_{dtype}_{head_dim}"]
     waits, groups, last = 0, [], set()
     for text in re.findall(r"/\*[0-9a-f]{4,5}\*/ +(.+?) ;", body):
         product = re.search(r"HGMMA\.64x(\d+)x16\S* R(\d+), (?:R(\d+), )?gdesc", text)
@@ -181,9 +179,9 @@ def test_hopper_shared_memory(hopper, head_dim):
     import ctypes
 
     import emulated_cuda
-    from svg2_pack.svg2_core.ops.dynamic_attention import cuda_fa3
+    from svg2_pack.svg2_core.ops.near_field import cuda_fa3
 
-    library = emulated_cuda.library("dynamic_attention_fa3")
+    library = emulated_cuda.library("near_field_fa3")
     assert cuda_fa3.shared_bytes(head_dim) == library.shared_bytes(head_dim) <= MOST_SHARED["90"] * 1024
     assert ctypes.sizeof(cuda_fa3.Params) == library.parameter_bytes()
     assert all(kernel["shared"] == 0 for kernel in hopper[0]["kernels"].values()), "it would move the swizzle's boundaries"

@@ -1,6 +1,6 @@
 """Compile every Triton kernel of a sparse call for one architecture, without a GPU, and report what it uses.
 
-    python tests/kernels/compile_ahead.py 90      (not under TRITON_INTERPRET)
+    python tests/kernels/compile_ahead.py 90 [--all]      (not under TRITON_INTERPRET)
 
 Kernels are taken from the launch path itself, with the specialisation of a run: 16-byte alignment of pointers, integers
 divisible by 16, ones. One JSON line per kernel and configuration.
@@ -23,17 +23,18 @@ from triton.compiler import ASTSource
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# What differs in the compiled code: dtype, head dim, text, compensation. Every architecture takes the first two, which
-# are the models' own; the rest go to sm_86 alone, which has the least shared memory.
+# What differs in the compiled code: dtype, head dim, text, what stands in. The first is the models' own; the second has the paper's
+# way, clusters in the tokens' own space and pairs by mass. The rest go to sm_86 alone, which has the least shared memory.
 CALLS = [
     {"dtype": torch.bfloat16, "d": 128, "text": 256, "bias": True},
-    {"dtype": torch.float16, "d": 64, "compensation": "off"},
+    {"dtype": torch.float16, "d": 64, "density": None, "top_p": 0.5, "metric_directions": 0, "compensation": "off"},
 ]
 CALLS_86 = [
+    {"dtype": torch.float16, "d": 64, "compensation": "off"},
     {"dtype": torch.bfloat16, "d": 80},
     {"dtype": torch.float16, "d": 96, "text": 256},
 ]
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int8: "*i8"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
 
 
 def load_pack():
@@ -65,17 +66,36 @@ def compile_for(launch, arch: int) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
+        loops = loops_of(subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout)
         usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage.stdout)[1]) for name in ("REG", "STACK", "LOCAL"))
     ptx = compiled.asm["ptx"]
     return {
         "kernel": launch.kernel.fn.__name__, "arch": arch, "options": launch.options,
         "rows": launch.args.get("BLOCK_M"), "registers": registers, "stack": stack, "local": local,
-        "shared": compiled.metadata.shared, "cp_async": ptx.count("cp.async.c"),
+        "shared": compiled.metadata.shared, "cp_async": ptx.count("cp.async.c"), "loop": max(loops, key=lambda loop: loop["products"], default=None),
         "wgmma": ptx.count("wgmma.mma_async"), "mma": ptx.count("mma.sync"),
-        "tiles": [size for name, size in launch.args.items() if name.startswith(("BLOCK_", "CHUNK", "FULL"))],
+        "tiles": [size for name, size in launch.args.items() if name in ("D", "M") or name.startswith(("BLOCK_", "CHUNK", "ROWS", "GRANULE", "TILE", "SPLITS", "NEXT"))],
         "factors_32": factors_of_narrow_products(compiled.asm["ttir"]),
     }  # fmt: skip
+
+
+def loops_of(sass: str) -> list[dict]:
+    """The loops of a kernel's machine code: instructions, products on tensor cores, copies to shared memory that nothing waits for at
+    once (`copies`), and how many groups of these may be under way where the loop waits (`in_flight`)."""
+    lines = sass.splitlines()
+    at = {line.strip()[:-1]: i for i, line in enumerate(lines) if re.match(r"\s*\.L_x_\d+:", line)}
+    found = []
+    for i, line in enumerate(lines):
+        back = re.search(r"BRA\S*\s.*`\((\.L_x_\d+)\)", line)
+        if back and at.get(back[1], i) < i:
+            body = [x for x in lines[at[back[1]] : i] if re.match(r"\s*/\*[0-9a-f]{4,}\*/", x)]
+            waits = [int(number, 16) for x in body for number in re.findall(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", x)]
+            found.append({
+                "instructions": len(body), "products": sum(bool(re.search(r"\b(HMMA|HGMMA|UTCHMMA|OMMA|QMMA)\b", x)) for x in body),
+                "copies": sum("LDGSTS" in x for x in body), "in_flight": max(waits, default=0),
+            })  # fmt: skip
+    return found
 
 
 def factors_of_narrow_products(ttir: str) -> list[int | None]:
@@ -90,14 +110,12 @@ def main() -> None:
     load_pack()
     sys.path.insert(0, str(Path(__file__).parent))
     import launches
-    from svg2_pack.svg2_core.ops.dynamic_attention import configs
-    from svg2_pack.svg2_core.ops.dynamic_attention import triton as dynamic_attention
+    from svg2_pack.svg2_core.ops.near_field import configs
 
     seen = set()
-    for call in CALLS + (CALLS_86 if arch == 86 else []):
+    for call in CALLS + (CALLS_86 if arch == 86 and "--all" in sys.argv else []):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            config = configs.config_for((arch // 10, arch % 10))
-            monkeypatch.setattr(dynamic_attention, "config_for_device", lambda *_, config=config: config)
+            monkeypatch.setattr(configs, "capability_of", lambda _: (arch // 10, arch % 10))
             with launches.record(monkeypatch) as recording:
                 launches.sparse_call(recording, **call)
         for launch in recording.launches:

@@ -12,11 +12,14 @@ import torch
 # The helpers beside the tests (brute_force, cases, accuracy) are imported by their names.
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Triton has no macOS build. The prebuilt CUDA kernels run natively on a GPU, and in an emulator without one.
-BACKENDS = ["torch", "sdpa", "triton", "cuda", "cuda_fa3"] if importlib.util.find_spec("triton") else ["torch", "sdpa"]
-PREBUILT = {"cuda": "dynamic_attention_fa2", "cuda_fa3": "dynamic_attention_fa3"}
+import emulated_cuda
+
+# Triton has no macOS build.
+BACKENDS = ["torch", "sdpa", "triton"] if importlib.util.find_spec("triton") else ["torch", "sdpa"]
+# The prebuilt CUDA kernels are the near field alone. They run natively on a GPU, and in an emulator without one.
+PREBUILT = list(emulated_cuda.PREBUILT) if importlib.util.find_spec("triton") else []
 # The stages of the far field, which not all backends have, are tested by what they do without naming one: here it is named.
-WITH_FAR_FIELD = ["torch", "sdpa"]
+WITH_FAR_FIELD = ["torch", "sdpa", "triton"] if importlib.util.find_spec("triton") else ["torch", "sdpa"]
 OF_THE_FAR_FIELD = {"test_moments", "test_select_by_error", "test_near_field", "test_far_field", "test_first_order_call"}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -33,14 +36,23 @@ _SLOW_WHEN_INTERPRETED = {
     "test_result_follows_the_queries_memory",
     "test_scale",
 }
+# Of the whole calls with the far field, those that are small.
+_WHOLE_CALLS_INTERPRETED = {"test_dropped_means_dropped", "test_fewer_tokens_than_directions", "test_all_is_no_number", "test_heads_in_chunks_and_rows_alone_are_the_same_bits"}
 
 
 def pytest_generate_tests(metafunc):
     if metafunc.module.__name__.rpartition(".")[2] in OF_THE_FAR_FIELD:
         # The near field once more as it runs on devices whose fused attention gives no logsumexp.
-        public = ["sdpa_public"] if metafunc.module.__name__.endswith("near_field") else []
+        further = ["sdpa_public", *PREBUILT] if metafunc.module.__name__.endswith("near_field") else []
         metafunc.fixturenames.append("default_backend")
-        metafunc.parametrize("default_backend", [*WITH_FAR_FIELD, *public], indirect=True)
+        metafunc.parametrize("default_backend", [*WITH_FAR_FIELD, *further], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def default_backend_is_set(request) -> None:
+    """pytest drops a fixture from a test that is parametrised by it and does not ask for it."""
+    if hasattr(request.node, "callspec") and "default_backend" in request.node.callspec.params:
+        request.getfixturevalue("default_backend")
 
 
 @pytest.fixture
@@ -55,6 +67,8 @@ def default_backend(request, monkeypatch) -> str:
     backend = request.param.removesuffix("_public")
     if backend != request.param:
         monkeypatch.setattr("svg2_pack.svg2_core.ops.near_field.fused._CPU", None)
+    if backend in PREBUILT:
+        _prepare_prebuilt(backend, request, monkeypatch)
     for function in (svg2_attention, far_field, moments, near_field, select_by_error):
         monkeypatch.setitem(function.__kwdefaults__, "backend", backend)
     return backend
@@ -62,29 +76,29 @@ def default_backend(request, monkeypatch) -> str:
 
 def pytest_collection_modifyitems(items):
     """Leave out what a backend does not do; and, without a GPU, what Triton's interpreter cannot do, or not in time."""
-    items[:] = [item for item in items if not _not_for_cuda(item) and not _not_for_sdpa(item)]
+    items[:] = [item for item in items if not _not_for_prebuilt(item) and not _not_for_sdpa(item)]
     if os.environ.get("TRITON_INTERPRET") == "1":
         items[:] = [item for item in items if not _not_for_the_interpreter(item)]
 
 
-def _not_for_cuda(item) -> bool:
-    """The prebuilt kernels are the attention alone, in 16 bits, for two head dimensions."""
+def _not_for_prebuilt(item) -> bool:
+    """They are for 16 bits and two head dimensions."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return parameters.get("backend") in PREBUILT and (
-        not item.path.name.startswith("test_dynamic_attention")
-        or parameters.get("dtype") == torch.float32
-        or parameters.get("d", 64) not in (64, 128)
+    return parameters.get("default_backend") in PREBUILT and (
+        parameters.get("dtype") == torch.float32 or parameters.get("d", 64) not in (64, 128)
     )
 
 
 def _not_for_sdpa(item) -> bool:
-    """It has no kernel that does near field and stand-ins in one, and for norms and rotary embedding torch's own are at hand."""
+    """For norms and rotary embedding torch's own are at hand."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return parameters.get("backend") == "sdpa" and item.path.stem in ("test_dynamic_attention", "test_large_offsets", "test_norm_rope")
+    return parameters.get("backend") == "sdpa" and item.path.stem in ("test_large_offsets", "test_norm_rope")
 
 
 def _not_for_the_interpreter(item) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if parameters.get("default_backend") == "triton" and item.path.name == "test_first_order_call.py":
+        return item.originalname not in _WHOLE_CALLS_INTERPRETED
     if parameters.get("backend") != "triton":
         return False
     whole_call = item.path.name == "test_svg2_attention.py"
@@ -96,27 +110,24 @@ def _not_for_the_interpreter(item) -> bool:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch) -> str:
-    if request.param == "cuda_fa3" and torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs compute capability 9.0")
-    if request.param in PREBUILT and not torch.cuda.is_available():
-        import emulated_cuda
-
-        module = emulated_cuda.Module(PREBUILT[request.param])
-        launcher = importlib.import_module(f"svg2_pack.svg2_core.ops.dynamic_attention.{request.param}")
-        monkeypatch.setattr(launcher, "load", lambda device: module)
-        request.addfinalizer(lambda: _no_bank_conflicts(module))
+def backend(request) -> str:
     return request.param
+
+
+def _prepare_prebuilt(backend, request, monkeypatch) -> None:
+    """On a CPU its kernels are emulated, and watched."""
+    if torch.cuda.is_available():
+        if backend == "cuda_fa3" and torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("needs compute capability 9.0")
+        return
+    module = emulated_cuda.Module(emulated_cuda.PREBUILT[backend])
+    launcher = importlib.import_module(f"svg2_pack.svg2_core.ops.near_field.{backend}")
+    monkeypatch.setattr(launcher, "load", lambda device: module)
+    request.addfinalizer(lambda: _no_bank_conflicts(module))
 
 
 def _no_bank_conflicts(module) -> None:
     assert module.conflicts.value == 0, "rows of shared memory that are read together lie in the same banks"
-
-
-@pytest.fixture
-def precise(backend) -> torch.dtype:
-    """The backend's most precise dtype."""
-    return torch.float16 if backend in PREBUILT else torch.float32
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

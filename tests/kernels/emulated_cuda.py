@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "cuda" / "emulator"
+PREBUILT = {"cuda": "near_field_fa2", "cuda_fa3": "near_field_fa3"}
 
 
 def compiler() -> list[str]:
@@ -27,7 +28,7 @@ def compiler() -> list[str]:
 
 
 @lru_cache(None)
-def library(name: str = "dynamic_attention_fa2") -> ctypes.CDLL:
+def library(name: str = "near_field_fa2") -> ctypes.CDLL:
     """A kernel source, built once for each state of the sources, in .cache/."""
     sources = [*sorted(SOURCES.iterdir()), *sorted((SOURCES.parents[2] / "cuda").glob("*.cu*"))]
     version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
@@ -48,7 +49,7 @@ def library(name: str = "dynamic_attention_fa2") -> ctypes.CDLL:
 class Module:
     """Stands where cuda/driver.py's Module stands."""
 
-    def __init__(self, name: str = "dynamic_attention_fa2"):
+    def __init__(self, name: str = "near_field_fa2"):
         self.library, self.conflicts = library(name), ctypes.c_long()
 
     def kernel(self, name: str):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import errors
 from svg2_pack.svg2_core import Layout
-from svg2_pack.svg2_core.exact_rows import ExactRows, exact_rows
+from svg2_pack.svg2_core.ops.exact_rows import ExactRows, exact_rows
 from svg2_pack.svg2_core.ops.far_field import far_field
 from svg2_pack.svg2_core.ops.moments import moments
 from svg2_pack.svg2_core.ops.near_field import near_field

@@ -9,8 +9,8 @@ import torch
 from accuracy import errors
 from large import REACH, ROOM
 from svg2_pack.svg2_core import Layout
-from svg2_pack.svg2_core.ops.dynamic_attention import Tail, dynamic_attention
 from svg2_pack.svg2_core.ops.kmeans import Clusters, cluster_means, kmeans
+from svg2_pack.svg2_core.ops.near_field import near_field
 
 B, H, N, D, C = 3, 3, 40, 48, 5
 START, VIDEO = 14, 24  # text on both sides; the last of the video and the text after it are past 2^31
@@ -59,19 +59,16 @@ def test_cluster_means(backend, device, memory, axis):
 
 
 @axes
-def test_dynamic_attention(backend, device, memory, axis):
-    """With text before and after the video and a tail; q, k, v and the result are all far."""
+def test_near_field(backend, device, memory, axis):
+    """With text before and after the video; q, k, v and the result are all far."""
     near = [*tensors(4, 3, device), torch.empty(B, H, N, D, dtype=torch.float16, device=device)]
     (q_labels, q_clusters), (k_labels, k_clusters) = partition(5, 4, device), partition(6, C, device)
     selected = cases.random_map(cases.generator(7), q_labels, k_labels, 4, C).to(device)
-    tail = Tail(*(torch.randn(2, B, H, C, D, generator=cases.generator(8)).to(device)), k_clusters.sizes.float().log())
     bias = torch.randn(B, N - VIDEO, generator=cases.generator(9)).to(device)
-    for q, k, v, out in (near, places := far(memory, axis, near)):
-        dynamic_attention(
-            q, k, v, q_clusters, k_clusters, selected,
-            layout=Layout(START, VIDEO, bias), scale=0.2, tail=tail, out=out, backend=backend,
-        )  # fmt: skip
+    settings = {"layout": Layout(START, VIDEO, bias), "scale": 0.2, "backend": backend}
+    places = far(memory, axis, near)
+    sums = [near_field(q, k, v, q_clusters, k_clusters, selected, out=out, **settings)[1] for q, k, v, out in (near, places)]
     video = slice(START, START + VIDEO)
-    assert torch.equal(places[3][:, :, video], near[3][:, :, video])
+    assert torch.equal(places[3][:, :, video], near[3][:, :, video]) and torch.equal(*sums)
     # The text's queries are torch's own attention's, which takes another path where dimensions are not neighbours.
     assert errors(places[3], near[3].double())[0] <= torch.finfo(torch.float16).eps

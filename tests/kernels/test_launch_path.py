@@ -1,4 +1,5 @@
-"""A sparse call on the GPU never waits for the device, and its work memory is bounded, at the real size."""
+"""A sparse call on the GPU at the real size: it never waits for the device, launches little, compiles few kernels, and its work
+memory is what workspace.py says."""
 
 import pytest
 import torch
@@ -6,6 +7,9 @@ import torch
 pytest.importorskip("triton", reason="Triton has no build for this system")
 
 import launches
+from svg2_pack.svg2_core.ops.workspace import bytes_per_head, heads_that_fit
+
+WAN_720P = {"h": 40, "n": 75_600, "d": 128}
 
 
 @pytest.fixture(autouse=True)
@@ -13,17 +17,50 @@ def poisoned_memory():
     """In place of the suite's: fake tensors have no memory to poison."""
 
 
-def test_no_host_synchronisation_and_bounded_memory(monkeypatch):
+@pytest.mark.parametrize("shape", [WAN_720P, {"h": 12, "n": 32_760, "d": 128}, {"h": 24, "n": 118_800, "d": 128}, {"h": 8, "n": 12_480, "d": 64}])
+def test_no_host_synchronisation_and_bounded_memory(monkeypatch, shape):
     with launches.record(monkeypatch) as recording:
-        result, peak = launches.sparse_call(recording)
-        assert result.out.shape == (1, 40, 75_600, 128)
+        result, peak = launches.sparse_call(recording, **shape)
+        assert result.out.shape == (1, *shape.values())
     assert len(recording.launches) > 0
-    assert peak <= 96 * 2**20, f"{peak / 2**20:.0f} MiB of index and work memory"
-    assert peak >= 8 * 2**20, "less than the cluster orders of one chunk of heads alone: the measure is broken"
+    bound = shape["h"] * bytes_per_head(shape["n"], 300, 1000, shape["d"], 32)
+    assert 0.6 * bound <= peak <= bound, f"{peak / 2**20:.0f} MiB of index and work memory, {bound / 2**20:.0f} foreseen"
+
+
+def test_wan_720p_in_one_go(monkeypatch):
+    """At most 60 launches, Triton's and torch's, within 512 MiB; and few kernels to compile for it."""
+    with launches.record(monkeypatch) as recording:
+        _, peak = launches.sparse_call(recording, **WAN_720P)
+    assert len(recording.launches) + recording.torch_launches <= 60
+    assert recording.torch_launches >= 3, "torch's own launches are not counted any more"
+    assert peak <= 512 * 2**20
+    assert len({variant(launch) for launch in recording.launches}) <= 45
+
+
+def variant(launch) -> tuple:
+    """What Triton compiles a kernel anew for: constants, types, and of other numbers whether they are 1, or divisible by 16."""
+
+    def kind(name, value):
+        if name.isupper() or not isinstance(value, int):
+            return str(value) if name.isupper() or not isinstance(value, float) else "float"
+        return 1 if value == 1 else (value % 16 == 0, abs(value) < 2**31)
+
+    return (launch.kernel.fn.__name__, *((name, kind(name, value)) for name, value in launch.args.items()), str(launch.options))
+
+
+def test_chunks_of_heads_when_memory_is_short(monkeypatch):
+    """As many heads at a time as fit, and no more launches than as many calls."""
+    of = (75_600, 300, 1000, 128, 32)
+    assert heads_that_fit(*of, rows=1, limit=2**30) >= 40
+    assert heads_that_fit(*of, rows=2, limit=600 * 2**20) == heads_that_fit(*of, rows=1, limit=300 * 2**20) >= 20
+    assert heads_that_fit(*of, rows=1, limit=88 * 2**20) >= 5 and heads_that_fit(*of, rows=1, limit=1) == 1
+    with launches.record(monkeypatch) as recording:
+        launches.sparse_call(recording, h=12, heads_at_a_time=6)
+    assert len(recording.launches) + recording.torch_launches <= 2 * 60 + 10
 
 
 def test_the_recorder_catches_a_synchronisation(monkeypatch):
-    """Guards the test above."""
+    """Guards the tests above."""
     with launches.record(monkeypatch), pytest.raises(Exception, match=r"item|data-dependent|_local_scalar_dense"):
         torch.empty(3).sum().item()
 
@@ -33,6 +70,13 @@ def test_text_tokens_need_no_synchronisation_either(monkeypatch, text, bias):
     with launches.record(monkeypatch) as recording:
         launches.sparse_call(recording, h=24, n=118_800, text=text, bias=bias)
     assert any(launch.args.get("HAS_TEXT") for launch in recording.launches)
+
+
+@pytest.mark.parametrize("settings", [{"density": None, "top_p": 0.5, "compensation": "off", "metric_directions": 0}, {"compensation": "centroid"}, {"density": 1.0}])
+def test_other_settings_need_no_synchronisation_either(monkeypatch, settings):
+    with launches.record(monkeypatch) as recording:
+        launches.sparse_call(recording, **settings)
+    assert len(recording.launches) > 20
 
 
 def test_grids_are_within_cudas_limits(monkeypatch):

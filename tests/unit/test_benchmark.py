@@ -16,17 +16,64 @@ def on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_floors_of_wan_720p():
-    """By hand: 4 N^2 D H; two rounds of 2 N (300 + 1000) D H; 4 x 10% of that dense work, and half a low tile per cluster."""
+def test_counts_of_wan_720p():
+    """By hand: 4 N^2 D H; a tenth of it and its padding; each tile's keys and values, and stand-ins of two vectors each."""
     import floors
     from shapes import MAIN
 
     n, d, h = 75_600, 128, 40
-    assert floors.dense(MAIN).flops == 4 * n * n * d * h
-    stages = floors.stages(MAIN, 0.1)
-    assert stages["k-means"].flops == 2 * 2 * n * 1300 * d * h
-    assert stages["attention"].flops == pytest.approx(0.1 * 4 * (n + 300 * 32) * n * d * h)
-    assert floors.dense(MAIN).seconds(788e12, 4.3e12) == pytest.approx(0.1485, rel=1e-3)
+    gpu = floors.GPUS["H200"]
+    assert floors.dense(MAIN).tensor == 4 * n * n * d * h
+    assert floors.dense_seconds(MAIN, gpu)[0] == pytest.approx(0.1485, rel=1e-3)
+    kernels = {(stage, k.name): k for stage, all_of_it in floors.stages(MAIN, 0.1, gpu).items() for k in all_of_it}
+    near, far = kernels["near_field", "near"], kernels["far_field", "far"]
+    assert near.tensor == pytest.approx(4 * (n + 300 * 32) * (0.1 * (n + 1000 * 7.5) + 32) * d * h)
+    tiles = (n / 128 + 150) * h
+    assert near.memory + near.l2 == pytest.approx(tiles * 0.1 * n * 512 + 4 * n * d * h)  # and queries and results; all in L2
+    assert far.l2 >= tiles * 2 * 1000 * d * 2 and far.tensor >= 2 * (n + 300 * 32) * 1000 * (17 / 16 + 1) * d * h
+    assert kernels["kmeans_in", "means"].memory == pytest.approx(n * h * (2 * d + 4))
+    assert kernels["exact_rows", "part"].memory == 2 * 2 * n * d * h
+
+
+def test_what_limits_is_told():
+    """A head's program alone waits; a GPU without room for a head in L2 reads from memory."""
+    import floors
+    from shapes import MAIN
+
+    assert floors.stages(MAIN, 0.05, floors.GPUS["H100"])["logit_spaces"][-1].expected(floors.GPUS["H100"])[1] == "waits"
+    small = floors.stages(MAIN, 0.05, floors.GPUS["RTX 3090"])["near_field"][-1]
+    large = floors.stages(MAIN, 0.05, floors.GPUS["RTX 4090"])["near_field"][-1]
+    assert small.memory > 10 * large.memory and small.memory + small.l2 == pytest.approx(large.memory + large.l2)
+    for gpu in floors.GPUS.values():
+        for near in gpu.near:
+            calls = [floors.whole(MAIN, density, gpu, near) for density in (0.02, 0.05, 0.1)]
+            assert all(floor <= expected for floor, expected in calls) and calls[0] < calls[1] < calls[2]
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_every_launch_is_counted(monkeypatch, iterations):
+    pytest.importorskip("triton", reason="Triton has no build for this system")
+    import floors
+    import launches
+    from shapes import MAIN
+
+    with launches.record(monkeypatch) as recording:
+        launches.sparse_call(recording, kmeans_iters=iterations)
+    assert floors.launches(floors.stages(MAIN, 0.05, floors.GPUS["H100"], iterations)) == len(recording.launches)
+
+
+def test_the_presets_densities():
+    import run
+    from svg2_pack.svg2_core.presets import preset_config
+
+    assert {name: preset_config(name, "wan_t2v").density for name in run.PRESETS} == run.PRESETS
+
+
+@pytest.mark.parametrize("gpu", ["H100", "RTX 3090"])
+def test_the_model_is_printed(gpu):
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), "--model", "--gpu", gpu], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"wan-14b-720p on one {gpu}" in done.stdout and "whole call, triton" in done.stdout and ("cuda_fa3" in done.stdout) == (gpu == "H100")
 
 
 def test_row_padding_against_counted_tiles():
@@ -41,59 +88,80 @@ def test_row_padding_against_counted_tiles():
     assert rows.sum().item() == pytest.approx(floors.padded_rows(MAIN), rel=0.01)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def call():
-    """A small call with everything in it: (q, k, v, shape, sampled rows, groups, map, result, top_p)."""
+    """A small call, stage by stage: (part, sampled rows)."""
     from dataclasses import replace
 
-    from shapes import TINY
-    from svg2_pack.svg2_core import Layout
-    from svg2_pack.svg2_core.ops.dynamic_attention import dynamic_attention
-    from svg2_pack.svg2_core.ops.kmeans import kmeans
-    from svg2_pack.svg2_core.ops.select import select_by_mass
-    from verify import sample_rows
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.syspath_prepend(str(BENCHMARKS))
+        import run
+        from shapes import TINY
+        from stages import STAGES
 
-    shape = replace(TINY, grid=(3, 6, 8))
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (2 * torch.randn(1, 2, shape.tokens, 128, generator=g) for _ in range(3))
-    groups = [kmeans(x[:, :, shape.text :], c, iterations=20) for x, c in ((q, 6), (k, 20))]
-    selected = select_by_mass(*groups, top_p=0.5, min_k_ratio=0.0, scale=128**-0.5)
-    out = dynamic_attention(q, k, v, *groups, selected, layout=Layout(shape.text, shape.video), scale=128**-0.5)
-    return q, k, v, shape, sample_rows(shape, "cpu"), groups, selected, out
+        bench = run.Bench(replace(TINY, grid=(3, 6, 8)), torch.device("cpu"), {}, 0.01)
+        bench.start("torch")
+        part = bench.parts(bench.config("quality"), "torch")[0][0]
+        for stage in STAGES:
+            part.run(stage)
+            part.check(stage, bench.sampled)
+    return part, bench.sampled
 
 
 def test_a_right_result_is_verified(call):
+    """The stages were, as they were made; so is dense attention."""
     import verify
 
-    q, k, v, shape, rows, groups, selected, out = call
-    truth = verify.sparse_rows(q, k, v, shape, rows, *groups, selected, False)
-    assert verify.check_attention("attention", out, truth, rows, 1e-5) < 1e-5
-    verify.check_map("map", *groups, selected, 0.5)
-    verify.check_clusters("k-means", q[:, :, shape.text :], groups[0], tolerance=0.05)
-    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())[:, :, rows]
-    assert verify.rel_l2(verify.dense_rows(q, k, v, rows), exact.float()) < 1e-5
+    part, rows = call
+    for stage, most in (("kmeans_in", 1e-5), ("moments", 1e-4), ("exact_rows", 1e-5), ("far_field", 1e-5), ("report", 1e-5)):
+        assert part.check(stage, rows) < most, stage
+    exact = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (part.q, part.k, part.v)))[:, :, rows]
+    assert verify.rel_l2(verify.dense_rows(part.q, part.k, part.v, rows), exact.float()) < 1e-5
+    assert 0 < part.density < 0.2
 
 
-def test_nothing_wrong_is_timed(call):
-    import verify
-
-    q, k, v, shape, rows, groups, selected, out = call
-    truth = verify.sparse_rows(q, k, v, shape, rows, *groups, selected, False)
-    unwritten = out.clone()
+def wrong(part, stage):
+    """What a stage might have found, and did not."""
+    known, selected, groups = part.known, part.selected.clone(), part.groups
+    unwritten, lse = part.out.clone(), part.logsumexp.clone()
     unwritten[0, 1, -1] = torch.nan
-    other = selected.clone()
-    other[0, 0, 0] = ~other[0, 0, 0]
-    moved = groups[0]._replace(order=groups[0].order.roll(40, -1))
-    for what in (
-        lambda: verify.check_attention("unwritten", unwritten, truth, rows, 1.0),
-        lambda: verify.check_attention("scaled", 1.02 * out, truth, rows, 1e-2),
-        lambda: verify.check_attention("map", out, verify.sparse_rows(q, k, v, shape, rows, *groups, other, False), rows, 1e-2),
-        lambda: verify.check_map("too much", *groups, torch.ones_like(selected), 0.5),
-        lambda: verify.check_map("too little", *groups, torch.zeros_like(selected), 0.5),
-        lambda: verify.check_clusters("moved", q[:, :, shape.text :], moved, tolerance=0.05),
-    ):
+    lse[0, 0] += 0.1
+    selected[0, 0, 0] = ~selected[0, 0, 0]
+    more = torch.ones_like(selected)
+    space = part.spaces[0]
+    return {
+        "logit_spaces": [{"spaces": (space._replace(projection=1.1 * space.projection), part.spaces[1])}],
+        "kmeans_in": [
+            {"groups": [groups[0]._replace(order=groups[0].order.roll(40, -1)), groups[1]]},
+            {"groups": [groups[0], groups[1]._replace(centroids=groups[1].centroids + 1)]},
+        ],
+        "moments": [{"known": known._replace(**{field: 1.3 * getattr(known, field)})}
+                    for field in ("values", "log_mass", "variance", "spread", "direction_variances")],
+        "select_by_error": [{"selected": x} for x in (selected, more, ~more, part.selected.roll(1, 3))],
+        "near_field": [{"logsumexp": lse}, {"selected": selected}],
+        "exact_rows": [{"exact": part.exact._replace(out=1.02 * part.exact.out)}, {"exact": part.exact._replace(rows=part.exact.rows - 1)}],
+        "far_field": [{"out": unwritten}, {"out": 1.03 * part.out}, {"shares": part.shares + 1}, {"known": known._replace(log_mass=known.log_mass + 0.5)}],
+        "report": [{"told": part.told._replace(density=part.told.density * 1.1)}, {"told": part.told._replace(error=part.told.error * 1.1)}],
+    }[stage]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["logit_spaces", "kmeans_in", "moments", "select_by_error", "near_field", "exact_rows", "far_field", "report"])
+def test_nothing_wrong_is_timed(call, stage):
+    import copy
+
+    import verify
+
+    part, rows = call
+    part = copy.copy(part)
+    if stage == "near_field":  # before the far field was added
+        part.out = part.out.clone()
+        part.near_field()
+        part.check(stage, rows)
+    for changes in wrong(part, stage):
+        changed = copy.copy(part)
+        vars(changed).update(changes)
         with pytest.raises(verify.WrongResult):
-            what()
+            changed.check(stage, rows)
 
 
 def test_it_runs_from_end_to_end(tmp_path):
@@ -103,10 +171,13 @@ def test_it_runs_from_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     with open(tmp_path / "speed.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    stages = {row["stage"] for row in rows}
-    assert {"k-means warm", "k-means cold", "block map", "compensation", "attention", "whole call"} <= stages
-    whole = {row["compensation"]: row for row in rows if row["stage"] == "whole call"}
-    assert 0 < float(whole["centroid"]["rel_l2"]) < float(whole["off"]["rel_l2"])
+    from stages import BY_DENSITY, STAGES
+
+    stages = {row["stage"]: row for row in rows if row["method"] == "torch"}
+    assert set(stages) == {*STAGES, "kmeans_in cold", "whole call"}
+    assert all(bool(stages[name]["density"]) == (name in BY_DENSITY) for name in STAGES)
+    assert all(0 <= float(stages[name]["rel_l2"]) < 1e-2 for name in STAGES if name != "select_by_error")
+    assert stages["whole call"]["compensation"] == "first_order" and 0 < float(stages["whole call"]["rel_l2"]) < 0.3
     assert "flash-attn 3" in done.stdout and "not installed" in done.stdout
 
 

@@ -113,14 +113,3 @@ def test_by_mass_the_first_block_gets_the_papers_share_at_least():
     assert [config.of_block(block, 3).top_p for block in range(3)] == [0.9, 0.4, 0.4]
     assert SVG2Config(top_p=0.95, first_block_share=6.0).of_block(0, 3).top_p == 0.95
     assert SVG2Config(top_p=0.4).of_block(0, 3).top_p == 0.4, "the paper's preset shares nothing out"
-    both = SVG2Config(density=0.05, top_p=0.4, first_block_share=6.0)
-    assert both.of_block(0, 3).for_backend(False).top_p == 0.9 and both.of_block(1, 3).for_backend(False).top_p == 0.4
-
-
-def test_what_a_backend_without_a_far_field_serves():
-    asked = SVG2Config(density=0.05, top_p=0.4, compensation="first_order")
-    assert asked.for_backend(True) is asked
-    served = asked.for_backend(False)
-    assert (served.density, served.top_p, served.compensation, served.metric_directions) == (None, 0.4, "centroid", 0)
-    assert SVG2Config(density=1.0).for_backend(False).top_p == 1
-    assert SVG2Config(compensation="off").for_backend(False).compensation == "off"

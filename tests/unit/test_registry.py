@@ -69,10 +69,10 @@ def on_gpu(head_dim=128, dtype=torch.bfloat16):
 def test_the_order_on_a_gpu_is_the_tables(gpu, monkeypatch):
     from svg2_pack.svg2_core.ops import preference
 
-    monkeypatch.setattr(preference, "MEASURED", {9: (("cuda", "triton"), "a record")})
-    assert registry.choose("auto", on_gpu()) == "cuda"
-    monkeypatch.setattr(preference, "MEASURED", {})
+    monkeypatch.setattr(preference, "MEASURED", {9: (("triton", "cuda"), "a record")})
     assert registry.choose("auto", on_gpu()) == "triton"
+    monkeypatch.setattr(preference, "MEASURED", {})
+    assert registry.choose("auto", on_gpu()) == "cuda"
 
 
 def test_the_next_backend_takes_over(gpu):

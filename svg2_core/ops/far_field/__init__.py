@@ -2,9 +2,9 @@
 
 import torch
 
-from ...exact_rows import ExactRows
 from ...layout import Layout
 from .. import registry
+from ..exact_rows import ExactRows
 from ..kmeans import Clusters
 from ..moments import Moments
 from ..near_field import check_selection

@@ -9,7 +9,7 @@ from ..segments import labels_in_order
 
 _ROWS = 4096  # queries at a time: with 1,000 key clusters, 16 MB of logits
 MOST_VARIANCE = 2.0  # of the logits' term of variances: where attention is very sharp, more of it does harm
-_MOST_SHARE = 1.5  # of the matrix A
+MOST_SHARE = 1.5  # of the matrix A
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -98,7 +98,7 @@ class StandIns:
         merged, addition = self.parts(q[rows].float(), cluster_of[rows], out[rows].float(), logsumexp[rows])
         share = (addition * (exact - merged)).sum() / addition.square().sum()
         # 0 / 0: nothing was skipped, so that any share serves. Or the inputs are not finite, as the result will not be.
-        return share.nan_to_num(1.0).clamp(0.0, _MOST_SHARE)
+        return share.nan_to_num(1.0).clamp(0.0, MOST_SHARE)
 
 
 def merge_by_rows(head: StandIns, q, out, logsumexp, q_order, q_offsets, share):

@@ -6,6 +6,7 @@ import torch
 
 from .. import registry
 from .cold_start import cold_start
+from .metric import LogitSpace
 
 
 class Clusters(NamedTuple):
@@ -61,6 +62,68 @@ def kmeans(
     if init is None:
         init = cold_start(x, n_clusters, seed=seed, role=role, first_head=first_head)
     return Clusters(*registry.implementation(__name__, backend).lloyd(x, init, iterations))
+
+
+def logit_spaces(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    rank: int,
+    scale: float,
+    past: tuple[torch.Tensor, torch.Tensor] | None = None,
+    backend: str = "torch",
+) -> tuple[LogitSpace, LogitSpace]:
+    """The spaces in which queries and keys `[B, H, N, D]` (any float dtype) are clustered: distances there are differences of
+    the logits scale * q.k, in the `rank` directions in which they vary most (see metric.py).
+
+    past: the projections of an earlier call, `[B, H, D, rank]` of queries and of keys. A token that is not finite counts as
+    zero. Kernels take the statistics over an even sample of the tokens. A head's spaces depend on that head alone.
+
+    Raises ValueError where shapes disagree or rank is outside 1..D.
+    Source: this project.
+    """
+    if q.shape != k.shape or q.dim() != 4:
+        raise ValueError(f"logit_spaces: q and k must be one [B, H, N, D], got {list(q.shape)}, {list(k.shape)}")
+    if not 1 <= rank <= q.shape[3]:
+        raise ValueError(f"logit_spaces: rank must be from 1 to {q.shape[3]}, got {rank}")
+    expected = (*q.shape[:2], q.shape[3], rank)
+    if past is not None and any(x.shape != expected for x in past):
+        raise ValueError(f"logit_spaces: past must be two of {list(expected)}, got {[list(x.shape) for x in past]}")
+    return registry.implementation(__name__, backend).logit_spaces(q, k, rank, scale, past)
+
+
+def kmeans_in(
+    x: torch.Tensor,
+    space: LogitSpace,
+    n_clusters: int,
+    *,
+    iterations: int,
+    init: torch.Tensor | None = None,
+    seed: int = 0,
+    role: int = 0,
+    first_head: int = 0,
+    backend: str = "torch",
+) -> tuple[Clusters, torch.Tensor]:
+    """Cluster `x` `[B, H, N, D]` by where its tokens lie in a space: -> (clusters, fp32 points `[B, H, C, W]`).
+
+    As `kmeans` of the points (x - mean) projection; init: points of the space that `space.transfer` starts from, or None.
+    The clusters' centroids are the means of the tokens themselves, zero for an empty cluster, where a token that is not finite
+    counts as zero; the points are the clusters' means in the space, of an empty one its last.
+
+    Raises ValueError for shapes that do not fit, more clusters than tokens, or fewer than one iteration.
+    """
+    b, h, n, d = x.shape
+    w = space.projection.shape[-1]
+    if space.projection.shape != (b, h, d, w):
+        raise ValueError(f"kmeans_in: a space of {list(space.projection.shape)} does not fit tokens {list(x.shape)}")
+    if not 1 <= n_clusters <= n or iterations < 1:
+        raise ValueError(f"kmeans_in: {n_clusters} clusters for {n} tokens, {iterations} iterations; it takes 1 to {n}, at least 1")
+    if init is not None and (init.shape != (b, h, n_clusters, w) or space.transfer is None):
+        raise ValueError(f"kmeans_in: init must be {[b, h, n_clusters, w]} in the space's past, got {list(init.shape)}")
+    order, offsets, means, points = registry.implementation(__name__, backend).lloyd_in(
+        x, space, n_clusters, init, iterations, seed, role, first_head
+    )
+    return Clusters(order, offsets, means), points
 
 
 def cluster_means(values: torch.Tensor, clusters: Clusters, *, backend: str = "torch") -> torch.Tensor:

@@ -101,6 +101,46 @@ def _start(d: int, rank: int, device: torch.device) -> torch.Tensor:
     return torch.cos((i[:, None] + 0.5) * (j + 1.0) * (torch.pi / d)) + 0.1 * torch.cos((i[:, None] + 1) * (j + 2.0) ** 1.5)
 
 
+class LogitSpace(NamedTuple):
+    """Where the queries, or the keys, of all heads of a call are clustered: at (x - mean) projection, W numbers a token. fp32.
+
+    projection `[B, H, D, W]`; mean `[B, H, D]`: of the tokens, about; transfer `[B, H, W, W]`: takes points of the past's space to
+    where they are in this one, None without a past. largest `[B, H]`, shift `[B, H, W]`: of kernels that project in 16 bits, the
+    largest entry of the projection, and the mean so projected.
+    """
+
+    projection: torch.Tensor
+    mean: torch.Tensor
+    transfer: torch.Tensor | None
+    largest: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+
+
+def logit_spaces(q, k, rank: int, scale: float, past) -> tuple[LogitSpace, LogitSpace]:
+    """See `logit_spaces` in `__init__.py`; one head at a time."""
+    b, h = q.shape[:2]
+    heads = []
+    for i in range(b):
+        for j in range(h):
+            tokens = centre(q[i, j]), centre(k[i, j])
+            found = spaces(*tokens, rank, scale, past and (past[0][i, j], past[1][i, j]))
+            heads.append([(space.projection, x.mean, space.transfer) for space, x in zip(found, tokens, strict=True)])
+    return tuple(
+        LogitSpace(*(None if part[0] is None else torch.stack(part).unflatten(0, (b, h)) for part in zip(*(head[role] for head in heads), strict=True)))
+        for role in (0, 1)
+    )
+
+
+def points_in(x: torch.Tensor, space: LogitSpace) -> torch.Tensor:
+    """Tokens `[B, H, N, D]` in a space, fp32 `[B, H, N, W]`, one head at a time."""
+    heads = [
+        project(Centred(finite(x[i, j]) - space.mean[i, j], space.mean[i, j]), space.projection[i, j])
+        for i in range(x.shape[0])
+        for j in range(x.shape[1])
+    ]
+    return torch.stack(heads).unflatten(0, x.shape[:2])
+
+
 class Space(NamedTuple):
     """Where one head's queries, or keys, are clustered. projection: fp32 `[D, W]`, takes tokens there; transfer: fp32
     `[W, W]`, takes points of an earlier space to where they are in this one, None without a past."""

@@ -2,6 +2,9 @@
 
 import torch
 
+from .cold_start import cold_start
+from .metric import finite, logit_spaces, points_in  # noqa: F401  (logit_spaces is the operation's third function)
+
 # Tokens per distance matrix: 8192 x 1000 clusters are 33 MB.
 _CHUNK = 8192
 
@@ -22,6 +25,18 @@ def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.T
                 means = _means(head, head_order, head_offsets, means)
             order[i, j], offsets[i, j], centroids[i, j] = head_order, head_offsets, means
     return order, offsets, centroids
+
+
+def lloyd_in(x, space, c, init, iterations, seed, role, first_head, lloyd=lloyd, means=None):
+    """See `kmeans_in`: order, offsets, means, points. lloyd, means: how they are computed, by default as here."""
+    points = points_in(x, space)
+    if init is None:
+        init = cold_start(points, c, seed=seed, role=role, first_head=first_head)
+    else:
+        heads = [init[i, j].float() @ space.transfer[i, j] for i in range(x.shape[0]) for j in range(x.shape[1])]
+        init = torch.stack(heads).unflatten(0, x.shape[:2])
+    order, offsets, found = lloyd(points, init, iterations)
+    return order, offsets, finite((means or cluster_means)(x, order, offsets)), found
 
 
 def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from ..segments import segment_mean
+from . import reference
+from .metric import logit_spaces  # noqa: F401  (the operation's third function)
 
 _TILE = 256  # tokens: with 1,000 clusters a tile of distances is 1 MB
 
@@ -12,6 +14,11 @@ def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.T
     """As reference.lloyd. Sums are fp32, of tokens about their mean."""
     heads = [[_head(x[i, j], init[i, j].float(), iterations) for j in range(x.shape[1])] for i in range(x.shape[0])]
     return tuple(torch.stack([torch.stack([head[part] for head in row]) for row in heads]) for part in range(3))
+
+
+def lloyd_in(x, space, c, init, iterations, seed, role, first_head):
+    """As reference.lloyd_in."""
+    return reference.lloyd_in(x, space, c, init, iterations, seed, role, first_head, lloyd=lloyd, means=cluster_means)
 
 
 def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -1,77 +1,98 @@
-"""k-means as Triton kernels. One round is: assign, count, scan, scatter, update.
+"""k-means as Triton kernels. One round is: assign and count, scan, scatter, update.
 
 Nothing is added up by floating-point atomics and no order depends on timing, so results repeat bit for bit. Tokens are
 put in cluster order by a counting sort whose counters are integers.
+
+In a space of logits (metric.py) tokens are projected where they are assigned, and never stored: the mean of a cluster's points
+is the projection of its tokens' mean.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import INTERPRETED, dot
+from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype
+from .cold_start_triton import hashed_token
+from .metric_triton import logit_spaces  # noqa: F401  (the operation's third function)
 
-# Tokens per chunk of the counting sort: the scatter compares all pairs within a chunk, the counters grow with 1 / chunk.
-_CHUNK = 256
+# Tokens per chunk of the counting sort, which is the tile that is assigned by one program: the scatter compares all pairs within a
+# chunk, the counters grow with 1 / chunk.
+CHUNK = 256
 # Tile sizes, the same on every architecture until they are tuned.
-_ASSIGN = {"BLOCK_N": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}
+_ASSIGN = {"BLOCK_C": 64, "num_warps": 8, "num_stages": 3}
 _MEANS = {"BLOCK_T": 32, "num_warps": 4, "num_stages": 3}
+_COUNTERS = 8192  # at a time, of a scan
+
+
+@triton.jit
+def _projection(projection, largest, row, dims, cs, D: tl.constexpr, W: tl.constexpr, dtype):
+    """A row's projection in units of its largest entry, in `dtype`, so that none leaves the range of 16 bits."""
+    p = tl.load(
+        projection + (row * D + dims)[:, None] * W + cs[None, :], mask=(dims < D)[:, None] & (cs < W)[None, :], other=0.0
+    )
+    return (p / tl.load(largest + row)).to(dtype)
 
 
 @triton.jit
 def assign_kernel(
-    x, away, biases, labels, n, c, h,
+    x, projection, largest, shifts, away, biases, labels, counts, n, c, h, chunks,
     x_b, x_h, x_n, x_d,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
+    BINS: tl.constexpr, IN_SPACE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """labels[row, token] = the centroid with the least bias - 2 x.away (see `reference.py`); ties go to the lower one."""
-    row = tl.program_id(1).to(tl.int64)
-    tokens = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """labels[row, token] = the centroid with the least bias - 2 x.away (see `reference.py`); ties go to the lower one.
+    counts[row, chunk, cluster] = tokens of the chunk in the cluster. BINS > c: the last bin takes what is no token."""
+    row, chunk = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    tokens = chunk * CHUNK + tl.arange(0, CHUNK)
     dims = tl.arange(0, BLOCK_D)
+    axes = tl.arange(0, BLOCK_W)
     x += row // h * x_b + row % h * x_h
     xs = tl.load(
         x + tokens.to(tl.int64)[:, None] * x_n + dims.to(tl.int64)[None, :] * x_d,
         mask=(tokens < n)[:, None] & (dims < D)[None, :], other=0.0,
     )  # fmt: skip
-    best = tl.full((BLOCK_N,), float("inf"), tl.float32)
-    label = tl.zeros((BLOCK_N,), tl.int32)
+    if IN_SPACE:
+        p = _projection(projection, largest, row, dims, axes, D, W, xs.dtype)
+        points = dot(finite(xs.to(tl.float32)).to(xs.dtype), p, UPCAST) * tl.load(largest + row)
+        points -= tl.load(shifts + row * W + axes, mask=axes < W, other=0.0)[None, :]
+        points = points.to(away.dtype.element_ty)
+    else:
+        points = xs
+    best = tl.full((CHUNK,), float("inf"), tl.float32)
+    label = tl.zeros((CHUNK,), tl.int32)
     for first in range(0, c, BLOCK_C):
         cs = first + tl.arange(0, BLOCK_C)
         ct = tl.load(
-            away + (row * c + cs)[None, :] * D + dims[:, None],
-            mask=(cs < c)[None, :] & (dims < D)[:, None], other=0.0,
-        )  # fmt: skip
+            away + (row * c + cs)[None, :] * W + axes[:, None], mask=(cs < c)[None, :] & (axes < W)[:, None], other=0.0
+        )
         bias = tl.load(biases + row * c + cs, mask=cs < c, other=float("inf"))
-        distance = bias[None, :] - 2 * dot(xs, ct, UPCAST)
+        distance = bias[None, :] - 2 * dot(points, ct, UPCAST)
         nearest = tl.min(distance, axis=1)
         index = tl.argmin(distance, axis=1) + first
         label = tl.where(nearest < best, index, label)
         best = tl.minimum(nearest, best)
     # NaN among the inputs confuses argmin; it must not become an index out of bounds.
-    tl.store(labels + row * n + tokens, tl.minimum(label, c - 1), mask=tokens < n)
-
-
-@triton.jit
-def count_kernel(labels, counts, n, c, chunks, CHUNK: tl.constexpr, BINS: tl.constexpr):
-    """counts[row, chunk, cluster] = tokens of the chunk in the cluster. BINS > c: the last bin takes what is no token."""
-    row, chunk = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    tokens = chunk * CHUNK + tl.arange(0, CHUNK)
-    label = tl.load(labels + row * n + tokens, mask=tokens < n, other=BINS - 1)
+    label = tl.minimum(label, c - 1)
+    tl.store(labels + row * n + tokens, label, mask=tokens < n)
+    label = tl.where(tokens < n, label, BINS - 1)
     bins = tl.arange(0, BINS)
     tl.store(counts + (row * chunks + chunk) * c + bins, tl.histogram(label, BINS), mask=bins < c)
 
 
 @triton.jit
-def scan_kernel(counts, sizes, c, chunks, BLOCK_C: tl.constexpr):
-    """counts[row, chunk, cluster] becomes the cluster's tokens in earlier chunks; sizes[row, cluster] all of them."""
-    row = tl.program_id(1).to(tl.int64)
-    cs = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros((BLOCK_C,), tl.int32)
-    for chunk in range(0, chunks):
-        place = counts + (row * chunks + chunk) * c + cs
-        here = tl.load(place, mask=cs < c, other=0)
-        tl.store(place, total, mask=cs < c)
-        total += here
-    tl.store(sizes + row * c + cs, total, mask=cs < c)
+def scan_kernel(counts, offsets, c, chunks, BLOCK_T: tl.constexpr, BINS: tl.constexpr):
+    """counts[row, chunk, cluster] becomes the cluster's tokens in earlier chunks; offsets[row] of all clusters."""
+    row = tl.program_id(0).to(tl.int64)
+    cs, t = tl.arange(0, BINS), tl.arange(0, BLOCK_T)
+    total = tl.zeros((BINS,), tl.int32)
+    for first in range(0, chunks, BLOCK_T):
+        at = counts + (row * chunks + first + t)[:, None] * c + cs[None, :]
+        inside = (first + t < chunks)[:, None] & (cs < c)[None, :]
+        here = tl.load(at, mask=inside, other=0)
+        tl.store(at, tl.cumsum(here, axis=0) - here + total[None, :], mask=inside)
+        total += tl.sum(here, axis=0)
+    tl.store(offsets + row * (c + 1) + 1 + cs, tl.cumsum(total, axis=0), mask=cs < c)
+    tl.store(offsets + row * (c + 1), 0)
 
 
 @triton.jit
@@ -95,19 +116,23 @@ def scatter_kernel(labels, counts, offsets, order, n, c, chunks, CHUNK: tl.const
 
 @triton.jit
 def means_kernel(
-    x, order, offsets, means, middles, away, biases, n, c, h, limit,
+    x, order, offsets, means, projection, largest, shifts, points, middles, away, biases, n, c, h, limit,
     x_b, x_h, x_n, x_d,
-    D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, FOR_ASSIGNMENT: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
+    IN_SPACE: tl.constexpr, FOR_ASSIGNMENT: tl.constexpr,
 ):  # fmt: skip
     """means[row, cluster] = mean of its tokens; an empty cluster keeps what stands there.
 
     Summed in fp32, with the rounding of each step carried on: in a huge cluster they would all go the same way.
 
-    FOR_ASSIGNMENT: also write away and biases, the means as the next assignment needs them.
+    FOR_ASSIGNMENT: also write away and biases, the centroids as the next assignment needs them.
+    IN_SPACE: also points, the means' projections. A token that is not finite then counts as zero, and the mean of an empty
+    cluster is zero; it keeps its point.
     """
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     x += row // h * x_b + row % h * x_h
     dims = tl.arange(0, BLOCK_D)
+    axes = tl.arange(0, BLOCK_W)
     first = tl.load(offsets + row * (c + 1) + cluster)
     end = tl.load(offsets + row * (c + 1) + cluster + 1)
     total = tl.zeros((BLOCK_D,), tl.float32)
@@ -118,16 +143,27 @@ def means_kernel(
         rows = tl.load(
             x + token[:, None] * x_n + dims.to(tl.int64)[None, :] * x_d,
             mask=(place < end)[:, None] & (dims < D)[None, :], other=0.0,
-        )  # fmt: skip
-        more = tl.sum(rows.to(tl.float32), axis=0) - lost
+        ).to(tl.float32)  # fmt: skip
+        if IN_SPACE:
+            rows = finite(rows)
+        more = tl.sum(rows, axis=0) - lost
         larger = total + more
         lost = (larger - total) - more
         total = larger
     at = (row * c + cluster) * D + dims
-    old = tl.load(means + at, mask=dims < D, other=0.0)
-    mean = tl.where(end > first, total / tl.maximum(end - first, 1).to(tl.float32), old)
+    mean = total / tl.maximum(end - first, 1).to(tl.float32)
+    if not IN_SPACE:
+        mean = tl.where(end > first, mean, tl.load(means + at, mask=dims < D, other=0.0))
     tl.store(means + at, mean, mask=dims < D)
-    if FOR_ASSIGNMENT:
+    if IN_SPACE:
+        p = _projection(projection, largest, row, dims, axes, D, W, x.dtype.element_ty).to(tl.float32)
+        point = tl.sum(mean[:, None] * p, axis=0) * tl.load(largest + row)
+        point -= tl.load(shifts + row * W + axes, mask=axes < W, other=0.0)
+        there = (row * c + cluster) * W + axes
+        point = tl.where(end > first, point, tl.load(points + there, mask=axes < W, other=0.0))
+        tl.store(points + there, point, mask=axes < W)
+        _store_away(point, tl.zeros((BLOCK_W,), tl.float32), away + there, biases + row * c + cluster, axes < W, limit)
+    elif FOR_ASSIGNMENT:
         middle = tl.load(middles + row * D + dims, mask=dims < D, other=0.0)
         _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D, limit)
 
@@ -144,6 +180,36 @@ def away_kernel(means, middles, away, biases, c, limit, D: tl.constexpr, BLOCK_D
 
 
 @triton.jit
+def start_kernel(
+    x, past, transfer, projection, largest, shifts, points, away, biases, n, c, h, limit, seed, role, first_head,
+    x_b, x_h, x_n, x_d,
+    D: tl.constexpr, W: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr, COLD: tl.constexpr,
+):  # fmt: skip
+    """Where clusters start in a space: at the seed tokens' points (COLD), or where the past's centroids are in it now."""
+    row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    axes = tl.arange(0, BLOCK_W)
+    at = (row * c + cluster) * W
+    if COLD:
+        dims = tl.arange(0, BLOCK_D)
+        token = hashed_token(cluster.to(tl.int64), n, c, seed, role, first_head + row % h)
+        x += row // h * x_b + row % h * x_h + token * x_n
+        token_row = finite(tl.load(x + dims.to(tl.int64) * x_d, mask=dims < D, other=0.0).to(tl.float32))
+        p = _projection(projection, largest, row, dims, axes, D, W, x.dtype.element_ty).to(tl.float32)
+        point = tl.sum(token_row[:, None] * p, axis=0) * tl.load(largest + row)
+        point -= tl.load(shifts + row * W + axes, mask=axes < W, other=0.0)
+    else:
+        old = tl.arange(0, BLOCK_W)
+        centroid = tl.load(past + at + old, mask=old < W, other=0.0).to(tl.float32)
+        matrix = tl.load(
+            transfer + (row * W + old)[:, None] * W + axes[None, :], mask=(old < W)[:, None] & (axes < W)[None, :], other=0.0
+        )
+        point = tl.sum(centroid[:, None] * matrix, axis=0)
+    point = finite(point)
+    tl.store(points + at + axes, point, mask=axes < W)
+    _store_away(point, tl.zeros((BLOCK_W,), tl.float32), away + at + axes, biases + row * c + cluster, axes < W, limit)
+
+
+@triton.jit
 def _store_away(mean, middle, away, bias, real, limit):
     """A centroid as seen from the middle, in the inputs' precision, and what its rounded self adds to the distance."""
     low = tl.minimum(tl.maximum(mean - middle, -limit), limit).to(away.dtype.element_ty)
@@ -152,35 +218,73 @@ def _store_away(mean, middle, away, bias, real, limit):
     tl.store(bias, tl.sum(e * (e + 2 * middle), axis=0))
 
 
+class _Rounds:
+    """The rounds of one run: its buffers, and the kernels with what is the same in all of them."""
+
+    def __init__(self, x, c: int, space=None):
+        b, h, n, d = x.shape
+        self.x, self.c, self.rows, self.chunks = x, c, b * h, triton.cdiv(n, CHUNK)
+        self.shape, self.space, self.h = {"D": d, "BLOCK_D": block_of(d)}, space, h
+        w = d if space is None else space.projection.shape[3]
+        dtype = x.dtype if space is None else products_dtype(x.dtype)
+        self.shape |= {"W": w, "BLOCK_W": block_of(w)}
+
+        def empty(*shape, dtype=torch.int32):
+            return torch.empty(*shape, dtype=dtype, device=x.device)
+
+        self.away, self.biases = empty(b, h, c, w, dtype=dtype), empty(b, h, c, dtype=torch.float32)
+        self.limit = torch.finfo(dtype).max
+        self.labels, self.counts = empty(self.rows, n), empty(self.rows, self.chunks, c)
+        self.order, self.offsets = empty(b, h, n), empty(b, h, c + 1)
+        # A kernel that reads none of these is given something to point at.
+        self.of_space = (self.away,) * 3 if space is None else (space.projection, space.largest, space.shift)
+
+    def round(self, means, points, middles) -> None:
+        x, c, (_, h, n, _) = self.x, self.c, self.x.shape
+        where, in_space = x.stride(), self.space is not None
+        bins = triton.next_power_of_2(c + 1)
+        assign_kernel[self.chunks, self.rows](
+            x, *self.of_space, self.away, self.biases, self.labels, self.counts, n, c, h, self.chunks, *where,
+            **self.shape, CHUNK=CHUNK, BINS=bins, IN_SPACE=in_space, UPCAST=INTERPRETED, **_ASSIGN,
+        )  # fmt: skip
+        scan_kernel[(self.rows,)](self.counts, self.offsets, c, self.chunks, BLOCK_T=max(1, _COUNTERS // bins), BINS=bins, num_warps=8)
+        scatter_kernel[self.chunks, self.rows](
+            self.labels, self.counts, self.offsets, self.order, n, c, self.chunks, CHUNK=CHUNK, BLOCK_J=16
+        )
+        means_kernel[c, self.rows](
+            x, self.order, self.offsets, means, *self.of_space, points, middles, self.away, self.biases, n, c, h, self.limit, *where,
+            **self.shape, IN_SPACE=in_space, FOR_ASSIGNMENT=True, **_MEANS,
+        )  # fmt: skip
+
+
 def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `kmeans`; order, offsets and centroids as in `Clusters`."""
-    b, h, n, d = x.shape
-    c, rows, chunks = init.shape[2], b * h, triton.cdiv(n, _CHUNK)
-    block_d = max(16, triton.next_power_of_2(d))
+    rounds = _Rounds(x, init.shape[2])
     means = init.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     middles = means.mean(2)
-    away = torch.empty(b, h, c, d, dtype=x.dtype, device=x.device)
-    biases = torch.empty(rows, c, dtype=torch.float32, device=x.device)
-    limit = torch.finfo(x.dtype).max
-    away_kernel[c, rows](means, middles, away, biases, c, limit, D=d, BLOCK_D=block_d, num_warps=1)
-    labels = torch.empty(rows, n, dtype=torch.int32, device=x.device)
-    counts = torch.empty(rows, chunks, c, dtype=torch.int32, device=x.device)
-    sizes = torch.empty(rows, c, dtype=torch.int32, device=x.device)
-    order = torch.empty(b, h, n, dtype=torch.int32, device=x.device)
-    offsets = torch.zeros(b, h, c + 1, dtype=torch.int32, device=x.device)
+    away_kernel[rounds.c, rounds.rows](
+        means, middles, rounds.away, rounds.biases, rounds.c, rounds.limit, D=x.shape[3], BLOCK_D=block_of(x.shape[3]), num_warps=1
+    )
     for _ in range(iterations):
-        assign_kernel[triton.cdiv(n, _ASSIGN["BLOCK_N"]), rows](
-            x, away, biases, labels, n, c, h, *x.stride(), D=d, BLOCK_D=block_d, UPCAST=INTERPRETED, **_ASSIGN
-        )
-        count_kernel[chunks, rows](labels, counts, n, c, chunks, CHUNK=_CHUNK, BINS=triton.next_power_of_2(c + 1))
-        scan_kernel[triton.cdiv(c, 128), rows](counts, sizes, c, chunks, BLOCK_C=128)
-        torch.cumsum(sizes.view(b, h, c), -1, dtype=torch.int32, out=offsets[..., 1:])
-        scatter_kernel[chunks, rows](labels, counts, offsets, order, n, c, chunks, CHUNK=_CHUNK, BLOCK_J=16)
-        means_kernel[c, rows](
-            x, order, offsets, means, middles, away, biases, n, c, h, limit, *x.stride(),
-            D=d, BLOCK_D=block_d, FOR_ASSIGNMENT=True, **_MEANS,
-        )  # fmt: skip
-    return order, offsets, means
+        rounds.round(means, means, middles)
+    return rounds.order, rounds.offsets, means
+
+
+def lloyd_in(x, space, c: int, init, iterations: int, seed: int, role: int, first_head: int):
+    """See `kmeans_in`: order, offsets, means, points."""
+    b, h, n, d = x.shape
+    w = space.projection.shape[3]
+    rounds = _Rounds(x, c, space)
+    means, points = (torch.empty(b, h, c, size, dtype=torch.float32, device=x.device) for size in (d, w))
+    cold = init is None
+    past, transfer = (points, points) if cold else (init.contiguous(), space.transfer)
+    start_kernel[c, rounds.rows](
+        x, past, transfer, *rounds.of_space, points, rounds.away, rounds.biases, n, c, h, rounds.limit, seed, role, first_head,
+        *x.stride(), **rounds.shape, COLD=cold, num_warps=1 if not cold else 4,
+    )  # fmt: skip
+    for _ in range(iterations):
+        rounds.round(means, points, means)
+    return rounds.order, rounds.offsets, means, points
 
 
 def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -189,7 +293,7 @@ def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tens
     c = offsets.shape[-1] - 1
     means = torch.zeros(b, h, c, d, dtype=torch.float32, device=values.device)
     means_kernel[c, b * h](
-        values, order, offsets, means, means, means, means, n, c, h, 0.0, *values.stride(),
-        D=d, BLOCK_D=max(16, triton.next_power_of_2(d)), FOR_ASSIGNMENT=False, **_MEANS,
+        values, order, offsets, means, *(means,) * 7, n, c, h, 0.0, *values.stride(),
+        D=d, W=d, BLOCK_D=block_of(d), BLOCK_W=block_of(d), IN_SPACE=False, FOR_ASSIGNMENT=False, **_MEANS,
     )  # fmt: skip
     return means

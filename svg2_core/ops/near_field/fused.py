@@ -19,9 +19,12 @@ def attention_and_logsumexp(q, k, v, bias, scale):
     if len(k) == 0:
         return torch.zeros_like(q), q.new_full(q.shape[:1], -torch.inf, dtype=torch.float32)
     mask = None if bias is None else bias.to(q.dtype).expand(1, 1, len(q), len(k))
-    if q.is_cpu and _CPU is not None and q.stride(-1) == 1:
+    if q.is_cpu and _CPU is not None and all(x.stride(-1) == 1 for x in (q, k, v)):
         out, logsumexp = _CPU(q[None, None], k[None, None], v[None, None], 0.0, False, attn_mask=mask, scale=scale)
         return out[0, 0], logsumexp.view(-1).float()
+    if q.dtype == torch.float16:  # the added key's share can be less than it can hold
+        out, logsumexp = by_an_added_key(*(x.float() for x in (q, k, v)), bias, scale)
+        return out.to(q.dtype), logsumexp
     return by_an_added_key(q, k, v, bias, scale)
 
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from ..triton_common import dot
+from .triton_by_error import select_by_error  # noqa: F401  (the operation's other rule)
 
 
 @triton.jit

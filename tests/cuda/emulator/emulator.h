@@ -299,8 +299,5 @@ static u32 pack(float low, float high, T) {
     return (u32)T::write(low) | (u32)T::write(high) << 16;
 }
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
-static float __int_as_float(int bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
+DEVICE float log2_fast(float x) { return std::log2(x); }
+DEVICE float infinity() { return INFINITY; }

@@ -1,0 +1,28 @@
+"""Exact rows in plain torch, one head at a time: the definition that kernels are tested against."""
+
+import torch
+
+from ..kmeans.cold_start import seed_tokens
+from ..near_field.reference import attend
+from . import ROLE
+
+
+def exact_rows(q, k, v, layout, scale, seed, first_head, count):
+    b, h, n, d = q.shape
+    rows = seed_tokens(layout.video_len, count, seed, ROLE, first_head, h, q.device)
+    out = torch.empty(b, h, count, d, dtype=torch.float32, device=q.device)
+    text = layout.text_index(n, q.device)
+    for i in range(b):
+        bias = None
+        if layout.text_bias is not None and len(text):
+            bias = torch.zeros(n, dtype=torch.float32, device=q.device)
+            bias[text] = layout.text_bias[i].float()
+        for j in range(h):
+            out[i, j] = attend(q[i, j, layout.video][rows[j]], k[i, j], v[i, j], bias, scale)[0]
+    return rows, out
+
+
+def squared_error(exact, out, layout):
+    b, h, r, d = exact.out.shape
+    there = out[:, :, layout.video].gather(2, exact.rows[None, :, :, None].expand(b, h, r, d)).float()
+    return torch.stack([(there - exact.out).square().sum((2, 3)), exact.out.square().sum((2, 3))], -1)

@@ -1,0 +1,126 @@
+"""Exact rows as Triton kernels: the keys in stretches, a program each, whose parts are then put together."""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..kmeans.cold_start_triton import hashed_token
+from ..near_field.triton import absorb
+from ..triton_common import INTERPRETED, LOG2E, block_of
+from . import COUNT, ROLE
+
+_SPLITS = 16  # of the keys
+_TILE = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+
+
+@triton.jit
+def exact_part_kernel(
+    q, k, v, text_bias, rows, parts, totals, peaks, scale, h, n, n_video, video_start, n_text, count, seed, first_head,
+    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
+    D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
+    ROLE: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """rows[head, i]: which video tokens; their answers over one stretch of all keys, to be divided by totals."""
+    row, split = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
+    batch, head = row // h, row % h
+    i = tl.arange(0, BLOCK_R)
+    wanted = i < count
+    token = hashed_token(tl.minimum(i, count - 1).to(tl.int64), n_video, count, seed, ROLE, first_head + head)
+    if split == 0:
+        tl.store(rows + head * count + i, token, mask=wanted & (batch == 0))
+    q += batch * q_b + head * q_h
+    k += batch * k_b + head * k_h
+    v += batch * v_b + head * v_h
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)
+    real = dims < D
+    qs = tl.load(q + (token + video_start)[:, None] * q_n + dims[None, :] * q_d, mask=wanted[:, None] & real[None, :], other=0.0)
+    acc = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    peak = tl.full((BLOCK_R,), -1e30, tl.float32)
+    per = tl.cdiv(n, SPLITS)
+    end = tl.minimum(n, (split + 1) * per)
+    for first in range(split * per, end, BLOCK_N):
+        key = first + tl.arange(0, BLOCK_N)
+        there = key < end
+        bias = tl.zeros((BLOCK_N,), tl.float32)
+        if HAS_BIAS:
+            is_text = there & ((key < video_start) | (key >= video_start + n_video))
+            text = tl.where(key < video_start, key, key - n_video)
+            bias += LOG2E * tl.load(text_bias + batch * n_text + text, mask=is_text, other=0.0)
+            there = there & (bias > float("-inf"))
+        at = key.to(tl.int64)
+        ks = tl.load(k + at[None, :] * k_n + dims[:, None] * k_d, mask=there[None, :] & real[:, None], other=0.0)
+        vs = tl.load(v + at[:, None] * v_n + dims[None, :] * v_d, mask=there[:, None] & real[None, :], other=0.0)
+        acc, total, peak = absorb(qs, ks, vs, there, bias, acc, total, peak, scale, UPCAST)
+    at = (row * SPLITS + split) * BLOCK_R + i
+    tl.store(parts + at[:, None] * D + dims[None, :], acc, mask=real[None, :])
+    tl.store(totals + at, total)
+    tl.store(peaks + at, peak)
+
+
+@triton.jit
+def exact_sum_kernel(
+    parts, totals, peaks, out, count, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
+):  # fmt: skip
+    """out[row, i]: the parts put together."""
+    row = tl.program_id(0).to(tl.int64)
+    i, dims = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
+    acc = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    peak = tl.full((BLOCK_R,), -1e30, tl.float32)
+    for split in range(SPLITS):
+        at = (row * SPLITS + split) * BLOCK_R + i
+        theirs = tl.load(peaks + at)
+        higher = tl.maximum(peak, theirs)
+        fade, weight = tl.exp2(peak - higher), tl.exp2(theirs - higher)
+        acc = acc * fade[:, None] + weight[:, None] * tl.load(parts + at[:, None] * D + dims[None, :], mask=(dims < D)[None, :], other=0.0)
+        total = total * fade + weight * tl.load(totals + at)
+        peak = higher
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out + (row * count + i)[:, None] * D + dims[None, :], result, mask=(i < count)[:, None] & (dims < D)[None, :])
+
+
+@triton.jit
+def squared_error_kernel(
+    rows, exact, out, squares, h, count, video_start, o_b, o_h, o_n, o_d, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    i, dims = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D).to(tl.int64)
+    inside = (i < count)[:, None] & (dims < D)[None, :]
+    truth = tl.load(exact + (row * count + i)[:, None] * D + dims[None, :], mask=inside, other=0.0)
+    token = tl.load(rows + row % h * count + i, mask=i < count, other=0) + video_start
+    out += row // h * o_b + row % h * o_h
+    found = tl.load(out + token[:, None] * o_n + dims[None, :] * o_d, mask=inside, other=0.0).to(tl.float32)
+    tl.store(squares + row * 2, tl.sum(tl.sum((found - truth) * (found - truth), axis=1), axis=0))
+    tl.store(squares + row * 2 + 1, tl.sum(tl.sum(truth * truth, axis=1), axis=0))
+
+
+def exact_rows(q, k, v, layout, scale, seed, first_head, count):
+    """See `exact_rows` in `__init__.py`: rows, out."""
+    b, h, n, d = q.shape
+    n_text = n - layout.video_len
+    bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
+
+    def empty(*shape, dtype=torch.float32):
+        return torch.empty(*shape, dtype=dtype, device=q.device)
+
+    rows, out = empty(h, count, dtype=torch.int64), empty(b, h, count, d)
+    parts = empty(b * h, _SPLITS, COUNT, d), empty(b * h, _SPLITS, COUNT), empty(b * h, _SPLITS, COUNT)
+    of = {"D": d, "BLOCK_R": COUNT, "BLOCK_D": block_of(d), "SPLITS": _SPLITS}
+    exact_part_kernel[_SPLITS, b * h](
+        q, k, v, q if bias is None else bias, rows, *parts, scale * LOG2E.value, h, n, layout.video_len, layout.video_start, n_text,
+        count, seed, first_head, *q.stride(), *k.stride(), *v.stride(),
+        ROLE=ROLE, HAS_BIAS=bias is not None, UPCAST=INTERPRETED, **of, **_TILE,
+    )  # fmt: skip
+    exact_sum_kernel[(b * h,)](*parts, out, count, **of, num_warps=4)
+    return rows, out
+
+
+def squared_error(exact, out, layout):
+    """See `squared_error` in `__init__.py`."""
+    b, h, count, d = exact.out.shape
+    squares = torch.empty(b, h, 2, dtype=torch.float32, device=out.device)
+    squared_error_kernel[(b * h,)](
+        exact.rows.contiguous(), exact.out.contiguous(), out, squares, h, count, layout.video_start, *out.stride(), D=d, BLOCK_R=COUNT, BLOCK_D=block_of(d), num_warps=4
+    )
+    return squares

@@ -1,0 +1,226 @@
+"""Moments as Triton kernels: the second moment within clusters for the directions, then one program per cluster."""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..kmeans.metric_triton import SecondMoment, leading_directions
+from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype
+from . import Moments
+
+SPLITS = 16  # of the clusters, each summed by a program
+SAMPLED = 256  # clusters a head's directions are found from at least, evenly spaced; of fewer all
+_WITHIN = {"BLOCK_T": 32, "num_warps": 8, "num_stages": 2}
+_QUERIES = {"BLOCK_T": 32, "num_warps": 4, "num_stages": 2}
+_KEYS = {"BLOCK_T": 32, "num_warps": 4, "num_stages": 2}
+_BLOCK_Q = 64  # query centroids at a time
+
+
+@triton.jit
+def deviations(x, order, place, end, centre, x_n, x_d, dims, D: tl.constexpr):
+    """Of the tokens at places of a cluster order: finite fp32 rows less their cluster's centre, zero past the end."""
+    there = (place < end)[:, None] & (dims < D)[None, :]
+    token = tl.load(order + place, mask=place < end, other=0).to(tl.int64)
+    rows = tl.load(x + token[:, None] * x_n + dims.to(tl.int64)[None, :] * x_d, mask=there, other=0.0)
+    return tl.where(there, finite(rows.to(tl.float32)) - centre[None, :], 0.0), token
+
+
+@triton.jit
+def within_kernel(
+    x, y, order, offsets, centres, weights, parts, n, c, step, h,
+    x_b, x_h, x_n, x_d, y_b, y_h, y_n, y_d,
+    SPLITS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    WEIGHTED: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
+):  # fmt: skip
+    """parts[row, split] = sum over tokens of every `step`-th cluster of (x - centre) (x - centre)^T; or WEIGHTED, over all
+    clusters, of weight (x - centre) y^T: centring one factor is enough."""
+    row, split = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
+    x += row // h * x_b + row % h * x_h
+    y += row // h * y_b + row % h * y_h
+    t = tl.arange(0, BLOCK_T)
+    dims = tl.arange(0, BLOCK_D)
+    real = dims < D
+    acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
+    for cluster in range(split * step, c, SPLITS * step):
+        first = tl.load(offsets + row * (c + 1) + cluster)
+        end = tl.load(offsets + row * (c + 1) + cluster + 1)
+        centre = tl.load(centres + (row * c + cluster) * D + dims, mask=real, other=0.0)
+        weight = 1.0
+        if WEIGHTED:
+            # In units of the mean, so that 16 bits hold it.
+            weight = tl.load(weights + row * c + cluster) * (n / tl.maximum(end - first, 1).to(tl.float32))
+        for start in range(first, end, BLOCK_T):
+            a, token = deviations(x, order + row * n, start + t, end, centre, x_n, x_d, dims, D)
+            if WEIGHTED:
+                inside = (start + t < end)[:, None] & real[None, :]
+                b = weight * tl.load(y + token[:, None] * y_n + dims.to(tl.int64)[None, :] * y_d, mask=inside, other=0.0).to(tl.float32)
+            else:
+                b = a
+            if not FP32:
+                a = a.to(tl.bfloat16)
+                b = b.to(tl.bfloat16)
+            acc += dot(tl.trans(a), b, UPCAST)
+    at = parts + ((row * SPLITS + split) * D + dims)[:, None] * D + dims[None, :]
+    tl.store(at, acc, mask=real[:, None] & real[None, :])
+
+
+@triton.jit
+def query_variances_kernel(
+    q, order, offsets, centres, variances, low, n, c, h, x_b, x_h, x_n, x_d, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """variances[row, cluster]: of its tokens about its centroid, by channel; low: the centroid in the products' precision."""
+    row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    q += row // h * x_b + row % h * x_h
+    dims = tl.arange(0, BLOCK_D)
+    t = tl.arange(0, BLOCK_T)
+    first = tl.load(offsets + row * (c + 1) + cluster)
+    end = tl.load(offsets + row * (c + 1) + cluster + 1)
+    at = (row * c + cluster) * D + dims
+    centre = tl.load(centres + at, mask=dims < D, other=0.0)
+    tl.store(low + at, centre.to(low.dtype.element_ty), mask=dims < D)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(first, end, BLOCK_T):
+        d, _ = deviations(q, order + row * n, start + t, end, centre, x_n, x_d, dims, D)
+        total += tl.sum(d * d, axis=0)
+    tl.store(variances + at, total / tl.maximum(end - first, 1).to(tl.float32), mask=dims < D)
+
+
+@triton.jit
+def key_moments_kernel(
+    k, v, order, offsets, k_centres, q_centres, for_keys,
+    values, log_mass, variance, spread, key_variances, direction_variances,
+    scale, n, c_q, c_k, h, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
+    D: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr,
+    UPCAST: tl.constexpr, FP32: tl.constexpr,
+):  # fmt: skip
+    """All that is known of one key cluster: a pass over its keys and values, then one for each block of query centroids.
+
+    variance[q, k] without the part that queries and keys make together, which `add_product_kernel` adds."""
+    row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    k += row // h * k_b + row % h * k_h
+    v += row // h * v_b + row % h * v_h
+    order += row * n
+    dims = tl.arange(0, BLOCK_D)
+    real = dims < D
+    axes = tl.arange(0, BLOCK_M)
+    t = tl.arange(0, BLOCK_T)
+    first = tl.load(offsets + row * (c_k + 1) + cluster)
+    end = tl.load(offsets + row * (c_k + 1) + cluster + 1)
+    count = tl.maximum(end - first, 1).to(tl.float32)
+    at = row * c_k + cluster
+    centre = tl.load(k_centres + at * D + dims, mask=real, other=0.0)
+    along = tl.load(for_keys + (row * D + dims)[:, None] * M + axes[None, :], mask=real[:, None] & (axes < M)[None, :], other=0.0)
+
+    # Values about the cluster's first one, so that no common offset takes up the digits.
+    filled = end > first
+    some = tl.load(order + first, mask=filled, other=0).to(tl.int64)
+    near = tl.load(v + some * v_n + dims.to(tl.int64) * v_d, mask=real & filled, other=0.0).to(tl.float32)
+    per_channel = tl.zeros((BLOCK_D,), tl.float32)
+    per_direction = tl.zeros((BLOCK_M,), tl.float32)
+    value = tl.zeros((BLOCK_D,), tl.float32)
+    square = 0.0
+    for start in range(first, end, BLOCK_T):
+        place = start + t
+        dk, token = deviations(k, order, place, end, centre, k_n, k_d, dims, D)
+        per_channel += tl.sum(dk * dk, axis=0)
+        projected = dot(dk, along, UPCAST) if FP32 else dot(dk.to(tl.bfloat16), along.to(tl.bfloat16), UPCAST)
+        per_direction += tl.sum(projected * projected, axis=0)
+        inside = (place < end)[:, None] & real[None, :]
+        dv = tl.load(v + token[:, None] * v_n + dims.to(tl.int64)[None, :] * v_d, mask=inside, other=0.0).to(tl.float32)
+        dv = tl.where(inside, dv - near[None, :], 0.0)
+        value += tl.sum(dv, axis=0)
+        square += tl.sum(tl.sum(dv * dv, axis=1), axis=0)
+    tl.store(key_variances + at * D + dims, per_channel / count, mask=real)
+    tl.store(direction_variances + at * M + axes, per_direction / count, mask=axes < M)
+    value /= count
+    tl.store(values + at * D + dims, value + near, mask=real)
+    left = square / count - tl.sum(value * value, axis=0)
+    tl.store(spread + at, tl.sqrt(tl.where(left < 0, 0.0, left)))  # NaN stays NaN
+
+    for q_first in range(0, c_q, BLOCK_Q):
+        qs = q_first + tl.arange(0, BLOCK_Q)
+        centroids = tl.load(
+            q_centres + (row * c_q + qs)[:, None] * D + dims[None, :], mask=(qs < c_q)[:, None] & real[None, :], other=0.0
+        )
+        peak = tl.full((BLOCK_Q,), -1e30, tl.float32)
+        total = tl.zeros((BLOCK_Q,), tl.float32)
+        squares = tl.zeros((BLOCK_Q,), tl.float32)
+        for start in range(first, end, BLOCK_T):
+            dk, _ = deviations(k, order, start + t, end, centre, k_n, k_d, dims, D)
+            if not FP32:
+                dk = dk.to(tl.bfloat16)
+            logits = dot(centroids, tl.trans(dk), UPCAST) * scale  # zero past the end
+            squares += tl.sum(logits * logits, axis=1)
+            logits = tl.where((start + t < end)[None, :], logits, float("-inf"))
+            higher = tl.maximum(peak, tl.max(logits, axis=1))
+            total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
+            peak = higher
+        to = (row * c_q + qs) * c_k + cluster
+        mass = tl.where(filled, tl.log(total / count) + peak, 0.0)
+        tl.store(log_mass + to, mass, mask=qs < c_q)
+        tl.store(variance + to, squares / count, mask=qs < c_q)
+
+
+@triton.jit
+def add_product_kernel(
+    variance, q_variances, k_variances, factor, c_q, c_k, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """variance += factor * q_variances k_variances^T: what queries and keys stray from their centroids, together."""
+    row = tl.program_id(2).to(tl.int64)
+    i = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        dims = first + tl.arange(0, BLOCK_D)
+        a = tl.load(q_variances + (row * c_q + i)[:, None] * D + dims[None, :], mask=(i < c_q)[:, None] & (dims < D)[None, :], other=0.0)
+        b = tl.load(k_variances + (row * c_k + j)[None, :] * D + dims[:, None], mask=(j < c_k)[None, :] & (dims < D)[:, None], other=0.0)
+        acc += dot(a, b, False)
+    at = variance + (row * c_q + i)[:, None] * c_k + j[None, :]
+    inside = (i < c_q)[:, None] & (j < c_k)[None, :]
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + factor * acc, mask=inside)
+
+
+def within(x, y, clusters, weights=None, step=1) -> torch.Tensor:
+    """within_kernel for all heads: fp32 `[B, H, SPLITS, D, D]`, to be summed over the splits."""
+    b, h, n, d = x.shape
+    parts = torch.empty(b, h, SPLITS, d, d, dtype=torch.float32, device=x.device)
+    within_kernel[SPLITS, b * h](
+        x, y, clusters.order, clusters.offsets, clusters.centroids, parts if weights is None else weights, parts,
+        n, clusters.centroids.shape[2], step, h, *x.stride(), *y.stride(),
+        SPLITS=SPLITS, D=d, BLOCK_D=block_of(d), WEIGHTED=weights is not None, UPCAST=INTERPRETED,
+        FP32=products_dtype(x.dtype) == torch.float32, **_WITHIN,
+    )  # fmt: skip
+    return parts
+
+
+def moments(q, k, v, q_clusters, k_clusters, scale, directions):
+    """See `moments` in `__init__.py`."""
+    b, h, n, d = q.shape
+    c_q, c_k, rows = q_clusters.centroids.shape[2], k_clusters.centroids.shape[2], b * h
+    shape, fp32 = {"D": d, "BLOCK_D": block_of(d)}, products_dtype(q.dtype) == torch.float32
+    m = directions or min(1, d)  # a kernel has no use for arrays of no width
+
+    def empty(*shape):
+        return torch.empty(b, h, *shape, dtype=torch.float32, device=q.device)
+
+    of_q = SecondMoment(q)
+    of_k = within(k, k, k_clusters, step=max(1, c_k // SAMPLED))
+    for_keys, for_queries = leading_directions(
+        k, (of_k, of_k, of_k), 1, of_q.tensors, of_q.count, m, scale, ("given", "moment")
+    )  # its covariance at any magnitude: it is taken out
+    q_variances, k_variances = empty(c_q, d), empty(c_k, d)
+    low = torch.empty(b, h, c_q, d, dtype=products_dtype(q.dtype), device=q.device)
+    query_variances_kernel[c_q, rows](
+        q, q_clusters.order, q_clusters.offsets, q_clusters.centroids, q_variances, low, n, c_q, h, *q.stride(), **shape, **_QUERIES
+    )
+    known = Moments(empty(c_k, d), empty(c_q, c_k), empty(c_q, c_k), empty(c_k), for_queries, empty(c_k, m))
+    key_moments_kernel[c_k, rows](
+        k, v, k_clusters.order, k_clusters.offsets, k_clusters.centroids, low, for_keys,
+        known.values, known.log_mass, known.variance, known.spread, k_variances, known.direction_variances,
+        scale, n, c_q, c_k, h, *k.stride(), *v.stride(),
+        M=m, BLOCK_M=block_of(m), BLOCK_Q=_BLOCK_Q, UPCAST=INTERPRETED, FP32=fp32, **shape, **_KEYS,
+    )  # fmt: skip
+    add_product_kernel[triton.cdiv(c_q, 32), triton.cdiv(c_k, 32), rows](
+        known.variance, q_variances, k_variances, scale**2, c_q, c_k, D=d, BLOCK_Q=32, BLOCK_K=32, BLOCK_D=16, num_warps=4, num_stages=2
+    )
+    return known._replace(directions=for_queries[..., :directions], direction_variances=known.direction_variances[..., :directions])

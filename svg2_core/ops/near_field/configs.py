@@ -1,0 +1,59 @@
+"""Tile sizes of the Triton kernels of near and far field per architecture. No tuning at run time: a first call must not stall for
+minutes.
+
+Chosen so that nothing spills and shared memory fits (tests/kernels/test_compile.py); not yet tuned on a GPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .plan import HIGH, LOW
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Query rows of a tile, keys of a step, and how Triton compiles its kernel."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """high, low: the two heights of query tiles; low serves a cluster's last rows."""
+
+    high: Tile
+    low: Tile
+
+
+_HOPPER = Config(high=Tile(HIGH, 64, 8, 3), low=Tile(LOW, 64, 4, 3))
+# Without wgmma (sm_80 to 89, 120) the products' operands live in registers: shorter steps, or they spill.
+_DEFAULT = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 4, 3))
+
+
+_AMPERE = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 8, 2))
+# The far field has the biases and the matrix beside them.
+_FAR = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 4, 3))
+
+
+def config_for(capability: tuple[int, int]) -> Config:
+    """The configuration for a compute capability."""
+    return _HOPPER if capability[0] == 9 else _AMPERE if capability == (8, 0) else _DEFAULT
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The compute capability; the interpreter on a CPU takes the default's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+
+
+def config_for_device(device: torch.device) -> Config:
+    """The same for a device."""
+    return config_for(capability_of(device))
+
+
+def far_config_for_device(device: torch.device) -> Config:
+    """The far field's, the same everywhere until it is tuned."""
+    return _FAR

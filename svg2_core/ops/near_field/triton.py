@@ -1,0 +1,127 @@
+"""The near field as Triton kernels: one query tile of one cluster a program, over the granules that its cluster attends to.
+
+The rows of the keys that a step multiplies were found in the step before, so that their copies run ahead of the tensor cores.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..triton_common import INTERPRETED, LOG2E, block_of, dot
+from .configs import config_for_device
+from .plan import GRANULE, HIGH, plan
+from .text_queries import text_queries
+
+
+@triton.jit
+def query_tile(tiles, numbers, q_order, q_offsets, row, n, c_q, most, BLOCK_M: tl.constexpr, ROWS: tl.constexpr):
+    """This program's query tile: its cluster, its tokens and which of them count; cluster -1 where there is none left."""
+    program = tl.program_id(0)
+    entry = tl.load(tiles + row * most + program, mask=program < tl.load(numbers + row), other=-1)
+    cluster = entry >> 16
+    known = tl.maximum(cluster, 0)
+    begin = tl.load(q_offsets + row * (c_q + 1) + known) + (entry & 65535) * ROWS
+    places = begin + tl.arange(0, BLOCK_M)
+    inside = (places < tl.load(q_offsets + row * (c_q + 1) + known + 1)) & (cluster >= 0)
+    return cluster, tl.load(q_order + row * n + places, mask=inside, other=0), inside
+
+
+@triton.jit
+def absorb(qs, ks, vs, there, bias, acc, total, peak, scale, UPCAST: tl.constexpr):
+    """One step of the online softmax, in base 2: keys ks [D, N], values vs [N, D], bias [N] added to the logits."""
+    logits = tl.where(there[None, :], dot(qs, ks, UPCAST) * scale + bias[None, :], float("-inf"))
+    higher = tl.maximum(peak, tl.max(logits, axis=1))
+    p = tl.exp2(logits - higher[:, None])
+    fade = tl.exp2(peak - higher)
+    total = total * fade + tl.sum(p, axis=1)
+    acc = acc * fade[:, None] + dot(p.to(vs.dtype), vs, UPCAST)
+    return acc, total, higher
+
+
+@triton.jit
+def near_field_kernel(
+    q, k, v, out, logsumexp, q_order, q_offsets, keys, lists, counts, tiles, numbers, text_bias,
+    scale, heads, n_video, video_start, n_text, c_q, slots, most,
+    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, o_b, o_h, o_n, o_d,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, GRANULE: tl.constexpr,
+    HAS_TEXT: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """out and logsumexp of one tile of BLOCK_M queries; ROWS: of a high tile, whatever this one is."""
+    row = tl.program_id(1).to(tl.int64)
+    cluster, tokens, inside = query_tile(tiles, numbers, q_order, q_offsets, row, n_video, c_q, most, BLOCK_M, ROWS)
+    if cluster < 0:
+        return
+    query = tokens.to(tl.int64) + video_start
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)
+    real = dims < D
+    batch, head = row // heads, row % heads
+    q += batch * q_b + head * q_h
+    k += batch * k_b + head * k_h
+    v += batch * v_b + head * v_h
+    qs = tl.load(q + query[:, None] * q_n + dims[None, :] * q_d, mask=inside[:, None] & real[None, :], other=0.0)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    peak = tl.full((BLOCK_M,), -1e30, tl.float32)  # finite: a tile without a key must not make NaN
+    slot = tl.arange(0, BLOCK_N)
+    none = tl.zeros((BLOCK_N,), tl.float32)
+
+    # The granules of the selected clusters. `key` is a step ahead.
+    at = row * c_q + cluster
+    granules = tl.load(counts + at)
+    lists += at * (slots // GRANULE)
+    keys += row * slots
+    which = slot // GRANULE
+    granule = tl.load(lists + which, mask=which < granules, other=0)
+    key = tl.load(keys + granule * GRANULE + slot % GRANULE, mask=which < granules, other=-1)
+    for _ in range(0, tl.cdiv(granules * GRANULE, BLOCK_N)):
+        there = key >= 0
+        token = key.to(tl.int64) + video_start
+        ks = tl.load(k + token[None, :] * k_n + dims[:, None] * k_d, mask=there[None, :] & real[:, None], other=0.0)
+        vs = tl.load(v + token[:, None] * v_n + dims[None, :] * v_d, mask=there[:, None] & real[None, :], other=0.0)
+        which += BLOCK_N // GRANULE
+        granule = tl.load(lists + which, mask=which < granules, other=0)
+        key = tl.load(keys + granule * GRANULE + slot % GRANULE, mask=which < granules, other=-1)
+        acc, total, peak = absorb(qs, ks, vs, there, none, acc, total, peak, scale, UPCAST)
+
+    # Text, exact: the tokens before and after the video.
+    if HAS_TEXT:
+        for start in tl.range(0, n_text, BLOCK_N, num_stages=1):
+            text = start + slot
+            there = text < n_text
+            token = tl.where(text < video_start, text, text + n_video).to(tl.int64)
+            bias = none
+            if HAS_BIAS:
+                bias = LOG2E * tl.load(text_bias + batch * n_text + text, mask=there, other=0.0)
+            # A key that does not count is left out: its value may be no number.
+            there = there & (bias > float("-inf"))
+            ks = tl.load(k + token[None, :] * k_n + dims[:, None] * k_d, mask=there[None, :] & real[:, None], other=0.0)
+            vs = tl.load(v + token[:, None] * v_n + dims[None, :] * v_d, mask=there[:, None] & real[None, :], other=0.0)
+            acc, total, peak = absorb(qs, ks, vs, there, bias, acc, total, peak, scale, UPCAST)
+
+    out += batch * o_b + head * o_h
+    something = total != 0.0
+    result = tl.where(something[:, None], acc / tl.where(something, total, 1.0)[:, None], 0.0)
+    tl.store(out + query[:, None] * o_n + dims[None, :] * o_d, result.to(out.dtype.element_ty), mask=inside[:, None] & real[None, :])
+    mass = tl.where(something, (peak + tl.log2(tl.where(something, total, 1.0))) / LOG2E, float("-inf"))
+    tl.store(logsumexp + row * n_video + tokens, mass, mask=inside)
+
+
+def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
+    """See `near_field` in `__init__.py`."""
+    b, h, n, d = q.shape
+    n_video, n_text = layout.video_len, n - layout.video_len
+    logsumexp = torch.empty(b, h, n_video, dtype=torch.float32, device=q.device)
+    config, made = config_for_device(q.device), plan(q_clusters, k_clusters, selected)
+    bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
+    for tile, most, tiles, numbers in zip((config.high, config.low), made.bounds, made.tiles, made.numbers, strict=True):
+        if most == 0:
+            continue
+        near_field_kernel[most, b * h](
+            q, k, v, out, logsumexp, q_clusters.order, q_clusters.offsets, made.keys, made.lists, made.counts, tiles, numbers,
+            q if bias is None else bias, scale * LOG2E.value, h, n_video, layout.video_start, n_text, selected.shape[2],
+            made.keys.shape[1], tiles.shape[1], *q.stride(), *k.stride(), *v.stride(), *out.stride(),
+            D=d, BLOCK_M=tile.rows, BLOCK_N=tile.keys, BLOCK_D=block_of(d), ROWS=HIGH, GRANULE=GRANULE, HAS_TEXT=n_text > 0,
+            HAS_BIAS=bias is not None, UPCAST=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    text_queries(q, k, v, out, layout, scale)
+    return logsumexp

@@ -1,0 +1,30 @@
+"""What a call says of itself: how much of it was exact, and how far it is from dense attention."""
+
+from typing import NamedTuple
+
+import torch
+
+from .. import registry
+from ..kmeans import Clusters
+
+
+class Summary(NamedTuple):
+    """0-d fp32 tensors on the device. density: pairs of video tokens computed exactly, over all pairs of the call's tokens; error:
+    relative L2 error on the exact rows; expected_error: the same as the moments foretell it, None where nothing was foretold."""
+
+    density: torch.Tensor
+    error: torch.Tensor
+    expected_error: torch.Tensor | None
+
+
+def exact_pairs(q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, *, backend: str = "torch") -> torch.Tensor:
+    """Pairs of video tokens that are computed exactly: fp64 `[B, H]` (fp32 on a device without fp64)."""
+    return registry.implementation(__name__, backend).exact_pairs(q_clusters, k_clusters, selected)
+
+
+def summary(
+    pairs: torch.Tensor, squares: torch.Tensor, foreseen: torch.Tensor | None, *, tokens: int, rows: int, backend: str = "torch"
+) -> Summary:
+    """Of all heads of a call of so many tokens: `exact_pairs`, `squared_error` at so many exact rows, and select_by_error's expected
+    error, `[B, H, ...]` each."""
+    return Summary(*registry.implementation(__name__, backend).summary(pairs, squares, foreseen, tokens, rows))

@@ -1,0 +1,19 @@
+"""A call's report in plain torch."""
+
+import torch
+
+from ...precision import widest
+
+
+def exact_pairs(q_clusters, k_clusters, selected):
+    keys = torch.where(selected, k_clusters.sizes[:, :, None], 0).sum(-1)
+    # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
+    return (q_clusters.sizes.to(widest(keys.device)) * keys).sum(-1)
+
+
+def summary(pairs, squares, foreseen, tokens, rows):
+    error, norm = squares.sum((0, 1), dtype=widest(squares.device))
+    expected = None
+    if foreseen is not None:
+        expected = ((foreseen.square() * rows).sum(dtype=norm.dtype) / norm).sqrt().float()
+    return (pairs.mean() / tokens**2).float(), (error / norm).sqrt().float(), expected

@@ -1,0 +1,62 @@
+"""A call's report as Triton kernels: two launches in place of two dozen."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((BLOCK_I,), tl.int64)
+    for first in range(0, c_q, BLOCK_I):
+        i = first + tl.arange(0, BLOCK_I)
+        begin = tl.load(q_offsets + row * (c_q + 1) + i, mask=i < c_q, other=0)
+        queries = tl.load(q_offsets + row * (c_q + 1) + i + 1, mask=i < c_q, other=0) - begin
+        keys = tl.zeros((BLOCK_I,), tl.int32)
+        for start in range(0, c_k, BLOCK_J):
+            j = start + tl.arange(0, BLOCK_J)
+            k_begin = tl.load(k_offsets + row * (c_k + 1) + j, mask=j < c_k, other=0)
+            size = tl.load(k_offsets + row * (c_k + 1) + j + 1, mask=j < c_k, other=0) - k_begin
+            at = selected + (row * c_q + i)[:, None] * c_k + j[None, :]
+            taken = tl.load(at, mask=(i < c_q)[:, None] & (j < c_k)[None, :], other=0) != 0
+            keys += tl.sum(tl.where(taken, size[None, :], 0), axis=1)
+        total += queries.to(tl.int64) * keys
+    tl.store(pairs + row, tl.sum(total, axis=0).to(tl.float64))
+
+
+@triton.jit
+def summary_kernel(pairs, squares, foreseen, found, count, all_pairs, rows, HAS_FORESEEN: tl.constexpr, BLOCK: tl.constexpr):
+    """found: density, error, expected error."""
+    i = tl.arange(0, BLOCK).to(tl.int64)
+    inside = i < count
+    exact = tl.sum(tl.load(pairs + i, mask=inside, other=0.0), axis=0) / count / all_pairs
+    error = tl.sum(tl.load(squares + 2 * i, mask=inside, other=0.0).to(tl.float64), axis=0)
+    norm = tl.sum(tl.load(squares + 2 * i + 1, mask=inside, other=0.0).to(tl.float64), axis=0)
+    tl.store(found, exact.to(tl.float32))
+    tl.store(found + 1, tl.sqrt((error / norm).to(tl.float32)))
+    if HAS_FORESEEN:
+        expected = tl.load(foreseen + i, mask=inside, other=0.0).to(tl.float64)
+        tl.store(found + 2, tl.sqrt((rows * tl.sum(expected * expected, axis=0) / norm).to(tl.float32)))
+
+
+def exact_pairs(q_clusters, k_clusters, selected):
+    """See `exact_pairs` in `__init__.py`."""
+    b, h, c_q, c_k = selected.shape
+    pairs = torch.empty(b, h, dtype=torch.float64, device=selected.device)
+    exact_pairs_kernel[(b * h,)](
+        selected.view(torch.int8), q_clusters.offsets, k_clusters.offsets, pairs, c_q, c_k, BLOCK_I=16, BLOCK_J=512, num_warps=8
+    )
+    return pairs
+
+
+def summary(pairs, squares, foreseen, tokens, rows):
+    """See `summary` in `__init__.py`."""
+    found = torch.empty(3, dtype=torch.float32, device=pairs.device)
+    count = pairs.numel()
+    summary_kernel[(1,)](
+        pairs, squares, pairs if foreseen is None else foreseen, found, count, float(tokens) ** 2, float(rows),
+        HAS_FORESEEN=foreseen is not None, BLOCK=max(16, triton.next_power_of_2(count)), num_warps=1,
+    )  # fmt: skip
+    density, error, expected = found.unbind()
+    return density, error, None if foreseen is None else expected
