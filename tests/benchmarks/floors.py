@@ -56,7 +56,7 @@ DIRECTIONS, WITH_PAST = 310, 42
 HIGH, LOW = 128, 64  # rows of the two query tiles
 GRANULE, KEYS = 16, 64  # keys of a granule, of a step (32 without wgmma: only the last one's padding)
 RANK, VARIANCES = 32, 16  # directions of the metric and of the far field's variances
-SAMPLE, SPLITS, EXACT = 8192, 4, 32
+SAMPLE, SPLITS, WITHIN_SPLITS, SAMPLED, EXACT = 8192, 4, 16, 256, 32
 BF16, FP32 = 2, 4  # bytes
 
 
@@ -153,7 +153,7 @@ def moments(shape: Shape) -> list[Kernel]:
     n, h, c_q, c_k = shape.video, shape.heads, shape.q_clusters, shape.k_clusters
     rows, pairs = n * HEAD_DIM * h, c_q * c_k * h
     padded = rows * (1 + 16 * c_k / n)  # in steps of 32 keys
-    step, blocks = max(1, c_k // (64 * SPLITS)), ceil(c_q / 64)
+    step, blocks = max(1, c_k // SAMPLED), ceil(c_q / 64)
     return [
         _sample(shape),
         _within(shape, step, matrices=1),
@@ -161,7 +161,7 @@ def moments(shape: Shape) -> list[Kernel]:
         Kernel("query_variances", lanes=10 * rows, memory=BF16 * rows, programs=c_q * h, steps=n / c_q / 32 + 1),
         # Keys and values once, and the keys again out of L2 for every 64 query centroids, deviations made anew each time.
         Kernel("key_moments", 2 * padded * (VARIANCES + c_q), (16 + 8 * blocks) * padded + 8 * padded / HEAD_DIM * c_q, padded / HEAD_DIM * c_q,
-               memory=2 * BF16 * rows + 2 * FP32 * pairs, l2=BF16 * rows * blocks + c_k * c_q * HEAD_DIM * FP32 * h + 2 * 32 * pairs,
+               memory=2 * BF16 * rows + 2 * FP32 * pairs, l2=BF16 * rows * blocks + c_k * c_q * HEAD_DIM * BF16 * h + 2 * 32 * pairs,
                programs=c_k * h, steps=(1 + blocks) * (n / c_k / 32 + 0.5) + 2),
         Kernel("add_product", lanes=pairs * HEAD_DIM, memory=2 * FP32 * pairs),
     ]  # fmt: skip
@@ -171,8 +171,8 @@ def _within(shape: Shape, step: int, matrices: int) -> Kernel:
     """Of every step-th cluster; matrices that it gathers: the keys, or keys and values."""
     n, c = shape.video / step, shape.k_clusters / step
     rows = n * HEAD_DIM * shape.heads
-    return Kernel("within", 2 * rows * HEAD_DIM, 8 * matrices * rows, memory=matrices * BF16 * rows, programs=SPLITS * shape.heads,
-                  steps=c / SPLITS * (n / c / 32 + 0.5 + 1), warps=8)  # fmt: skip
+    return Kernel("within", 2 * rows * HEAD_DIM, 8 * matrices * rows, memory=matrices * BF16 * rows, programs=WITHIN_SPLITS * shape.heads,
+                  steps=c / WITHIN_SPLITS * (n / c / 32 + 0.5 + 1), warps=8)  # fmt: skip
 
 
 def select_by_error(shape: Shape) -> list[Kernel]:
@@ -236,7 +236,7 @@ def far_field(shape: Shape) -> list[Kernel]:
         Kernel("skipped", lanes=2 * pairs * HEAD_DIM, exps=2 * pairs, memory=2 * (FP32 + 1) * pairs, l2=2 * pairs / 16 * HEAD_DIM * FP32,
                programs=c_k / 64 * h, steps=2 * 2 * max(c_k / 64, c_q / 16), launches=2),
         _within(shape, 1, matrices=2),
-        Kernel("matrix", memory=2 * SPLITS * HEAD_DIM**2 * FP32 * h, programs=h, steps=2 * HEAD_DIM / 16),
+        Kernel("matrix", memory=2 * WITHIN_SPLITS * HEAD_DIM**2 * FP32 * h, programs=h, steps=2 * HEAD_DIM / 16),
         Kernel("share", programs=h, steps=n / 256 + 2 * c_k / 16 + 10, memory=FP32 * n * h, lanes=3 * EXACT * n * h, warps=8),
         Kernel("tiles", programs=ceil(c_q / 32) * h, steps=2 * c_q / 128 + 4),
         Kernel("far", 2 * logits * (2 * HEAD_DIM + VARIANCES) + 2 * padded * HEAD_DIM * (HEAD_DIM + VARIANCES), 11 * logits, logits,
