@@ -45,3 +45,13 @@ def block_of(size: int) -> int:
 def products_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which statistics of inputs of `dtype` are multiplied: 16 bits with the range of fp32, or fp32."""
     return torch.float32 if dtype == torch.float32 else torch.bfloat16
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The compute capability; the interpreter on a CPU takes sm_80's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+
+
+def stages_of_transposed(device: torch.device) -> int:
+    """Stages of a loop whose product has a transposed factor from registers: Triton 3.6 compiles no pipeline of it for sm_100."""
+    return 1 if capability_of(device)[0] == 10 else 2

@@ -110,12 +110,12 @@ def main() -> None:
     load_pack()
     sys.path.insert(0, str(Path(__file__).parent))
     import launches
-    from svg2_pack.svg2_core.ops.near_field import configs
+    from svg2_pack.svg2_core.ops import triton_common
 
     seen = set()
     for call in CALLS + (CALLS_86 if arch == 86 and "--all" in sys.argv else []):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(configs, "capability_of", lambda _: (arch // 10, arch % 10))
+            monkeypatch.setattr(triton_common, "capability_of", lambda _: (arch // 10, arch % 10))
             with launches.record(monkeypatch) as recording:
                 launches.sparse_call(recording, **call)
         for launch in recording.launches:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype
+from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype, stages_of_transposed
 from .cold_start_triton import mix
 from .metric import ITERATIONS, LogitSpace
 
@@ -238,7 +238,7 @@ class SecondMoment:
         sample_moment_kernel[_SPLITS, b * h](
             x, self.parts, self.sums, self.shifts, n, self.count, h, *x.stride(),
             SPLITS=_SPLITS, D=d, BLOCK_T=32, BLOCK_D=block_of(d), UPCAST=INTERPRETED, FP32=products_dtype(x.dtype) == torch.float32,
-            num_warps=8, num_stages=2,
+            num_warps=8, num_stages=stages_of_transposed(x.device),
         )  # fmt: skip
 
     @property

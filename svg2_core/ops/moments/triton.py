@@ -5,12 +5,12 @@ import triton
 import triton.language as tl
 
 from ..kmeans.metric_triton import SecondMoment, leading_directions
-from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype
+from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype, stages_of_transposed
 from . import Moments
 
 SPLITS = 16  # of the clusters, each summed by a program
 SAMPLED = 256  # clusters a head's directions are found from at least, evenly spaced; of fewer all
-_WITHIN = {"BLOCK_T": 32, "num_warps": 8, "num_stages": 2}
+_WITHIN = {"BLOCK_T": 32, "num_warps": 8}
 _QUERIES = {"BLOCK_T": 32, "num_warps": 4, "num_stages": 2}
 _KEYS = {"BLOCK_T": 32, "num_warps": 4, "num_stages": 2}
 _BLOCK_Q = 64  # query centroids at a time
@@ -188,7 +188,7 @@ def within(x, y, clusters, weights=None, step=1) -> torch.Tensor:
         x, y, clusters.order, clusters.offsets, clusters.centroids, parts if weights is None else weights, parts,
         n, clusters.centroids.shape[2], step, h, *x.stride(), *y.stride(),
         SPLITS=SPLITS, D=d, BLOCK_D=block_of(d), WEIGHTED=weights is not None, UPCAST=INTERPRETED,
-        FP32=products_dtype(x.dtype) == torch.float32, **_WITHIN,
+        FP32=products_dtype(x.dtype) == torch.float32, num_stages=stages_of_transposed(x.device), **_WITHIN,
     )  # fmt: skip
     return parts
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import triton_common
 from .plan import HIGH, LOW
 
 
@@ -44,14 +45,9 @@ def config_for(capability: tuple[int, int]) -> Config:
     return _HOPPER if capability[0] == 9 else _AMPERE if capability == (8, 0) else _DEFAULT
 
 
-def capability_of(device: torch.device) -> tuple[int, int]:
-    """The compute capability; the interpreter on a CPU takes the default's."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
-
-
 def config_for_device(device: torch.device) -> Config:
     """The same for a device."""
-    return config_for(capability_of(device))
+    return config_for(triton_common.capability_of(device))
 
 
 def far_config_for_device(device: torch.device) -> Config:
