@@ -64,7 +64,7 @@ def test_mass_is_at_least_that_of_the_centroid():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_in_16_bits_they_are_those_of_the_rounded_inputs(dtype, default_backend):
     """Tensor cores take the keys' deviations and the query centroids in 16 bits; sums are fp32 everywhere."""
-    bound = 3e-6 if default_backend != "triton" else torch.finfo(torch.bfloat16).eps
+    bound = 3e-6 if default_backend != "triton" else 2 * torch.finfo(torch.bfloat16).eps
     case = made(4, dtype=dtype)
     found = run(*case, scale=0.125)
     expected = brute_force.moments(*(x[1, 1] for x in case), C_Q, C_K, 0.125)

@@ -15,6 +15,9 @@ from .metric import ITERATIONS, LogitSpace
 SAMPLE = 8192  # tokens that second moments are taken over, evenly spaced; all where there are fewer
 _SPLITS = 4  # of a sample, each summed by a program
 _JITTER = tl.constexpr(1e-6)
+# Of a factorisation: less is rounding, which divided by itself would grow from column to column. A column that falls short of it comes
+# out shorter than one, and has its length after the next round.
+_LEAST_PIVOT = tl.constexpr(1e-3)
 _TINY = tl.constexpr(1e-30)
 
 
@@ -128,14 +131,15 @@ def _keep_inverse_factor(gram, to, BLOCK_R: tl.constexpr):
     the factor and its inverse come of the same row operations, side by side."""
     i, j = tl.arange(0, BLOCK_R), tl.arange(0, 2 * BLOCK_R)
     same = i[:, None] == i[None, :]
-    scale = tl.rsqrt(tl.sum(tl.where(same, gram, 0.0), axis=1) + _JITTER)
+    # Of a matrix of low rank, rounding can make a diagonal entry negative.
+    scale = tl.rsqrt(tl.maximum(tl.sum(tl.where(same, gram, 0.0), axis=1), 0.0) + _JITTER)
     _keep(to, gram * scale[:, None] * scale[None, :] + tl.where(same, _JITTER, 0.0), BLOCK_R, BLOCK_R, BLOCK_R)
     rows = tl.load(to + i[:, None] * BLOCK_R + j[None, :], mask=(j < BLOCK_R)[None, :], other=0.0)
     rows = tl.where(j[None, :] - BLOCK_R == i[:, None], scale[:, None], rows)
     for k in range(0, BLOCK_R):
         column = tl.sum(tl.where(j[None, :] == k, rows, 0.0), axis=1)
         mine = i == k
-        r = tl.rsqrt(tl.maximum(tl.sum(tl.where(mine, column, 0.0), axis=0), _JITTER))
+        r = tl.rsqrt(tl.maximum(tl.sum(tl.where(mine, column, 0.0), axis=0), _LEAST_PIVOT))
         pivot = tl.sum(tl.where(mine[:, None], rows, 0.0), axis=0) * r
         below = tl.where(i > k, column * r, 0.0)
         rows = tl.where(mine[:, None], pivot[None, :], rows - below[:, None] * pivot[None, :])
