@@ -30,14 +30,14 @@ def cluster(
         return *groups, [row[2][0] for row in rows]
 
     rank = 0 if config.selects_all else min(config.metric_directions, q.shape[3])  # where all pairs are computed any clusters serve
-    past = _past(warm, q, config.cluster_counts(q.shape[2]), rank)
+    starts, past = _past(warm, q, config.cluster_counts(q.shape[2]), rank)
     spaces = (None, None)
     if rank:  # made anew at each call: what the model looks for changes as the noise goes
-        spaces = logit_spaces(q, k, rank=rank, scale=scale, past=past and past[2:], backend=backend)
+        spaces = logit_spaces(q, k, rank=rank, scale=scale, past=past, backend=backend)
     found, points = [], []
     for role, (x, n_clusters, space) in enumerate(zip((q, k), config.cluster_counts(q.shape[2]), spaces, strict=True)):
         run = {
-            "init": past and past[role], "iterations": config.kmeans_iters if past else config.kmeans_init_iters,
+            "init": starts[role], "iterations": config.kmeans_init_iters if starts[role] is None else config.kmeans_iters,
             "seed": config.seed, "role": role, "first_head": first_head, "backend": backend,
         }  # fmt: skip
         if space is None:
@@ -51,14 +51,23 @@ def cluster(
     return *found, Centroids.pack_rows(*kept)
 
 
-def _past(warm: list[Centroids | None], x: torch.Tensor, counts: tuple[int, int], rank: int) -> list[torch.Tensor] | None:
-    """What all rows carry on, stacked: centroids of queries and of keys `[B, H, C, W]`, and where there is a metric the
-    projections `[B, H, D, W]`. None unless it is of these counts and of this way to cluster."""
-    if warm[0] is None:
-        return None
+def _past(
+    warm: list[Centroids | None], x: torch.Tensor, counts: tuple[int, int], rank: int
+) -> tuple[list[torch.Tensor | None], tuple[torch.Tensor, torch.Tensor] | None]:
+    """What all rows carry on, stacked: centroids of queries and of keys `[B, H, C, W]`, None for those of another number; and where
+    there is a metric the projections `[B, H, D, W]`. Of another way to cluster nothing is carried on."""
     h, d = x.shape[1], x.shape[3]
-    shapes = [(h, count, rank or d) for count in counts] + [(h, d, rank)] * (2 if rank else 0)
-    rows = [[x for x in w.tensors() if x is not None] for w in warm]
-    if any([x.shape for x in row] != shapes for row in rows):
-        return None
-    return [torch.stack(field) if len(field) > 1 else field[0][None] for field in zip(*rows, strict=True)]
+
+    def stacked(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        rows = [getattr(w, name) for w in warm]
+        if any(row is None or row.shape != shape for row in rows):
+            return None
+        return torch.stack(rows) if len(rows) > 1 else rows[0][None]
+
+    if warm[0] is None:
+        return [None, None], None
+    projections = tuple(stacked(name, (h, d, rank)) for name in ("q_projection", "k_projection"))
+    of_this_way = all(x is not None for x in projections) if rank else all(w.q_projection is None for w in warm)
+    if not of_this_way:
+        return [None, None], None
+    return [stacked(name, (h, count, rank or d)) for name, count in zip("qk", counts, strict=True)], projections if rank else None

@@ -200,7 +200,7 @@ def short_on_the_cpu(*args, **kwargs):
     torch.empty(2**60, dtype=torch.uint8)
 
 
-DEPTHS = [(clustering, "kmeans", 1, short_on_the_gpu), (clustering, "kmeans", 2, short_on_the_cpu), (algorithm, "moments", 1, short_on_the_gpu),
+DEPTHS = [(clustering, "kmeans_in", 1, short_on_the_gpu), (clustering, "kmeans_in", 2, short_on_the_cpu), (algorithm, "moments", 1, short_on_the_gpu),
           (algorithm, "select_by_error", 1, short_on_the_cpu), (algorithm, "near_field", 1, short_on_the_gpu),
           (algorithm, "far_field", 1, short_on_the_cpu)]  # fmt: skip
 depths = pytest.mark.parametrize("module, operation, number, shortage", DEPTHS)
