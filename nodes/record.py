@@ -3,7 +3,6 @@
 import csv
 import platform
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -53,7 +52,7 @@ def machine(device: torch.device) -> dict:
     gpu = device.type == "cuda"
     return {
         "gpu": torch.cuda.get_device_name(device) if gpu else "CPU",
-        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "",
+        "driver": _driver() if gpu else "",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -64,27 +63,31 @@ def machine(device: torch.device) -> dict:
 
 
 def _commit() -> str:
-    """Of a clone, with "+" where files were changed; else the pack's version. A folder without .git may lie in ComfyUI's clone."""
-    commit = _first_line("git", "rev-parse", "--short", "HEAD") if (ROOT / ".git").exists() else ""
-    if commit:
-        return commit + ("+" if _first_line("git", "status", "--porcelain", "svg2_core", "nodes", "cuda") else "")
+    """The commit that a clone has checked out; else the pack's version. A folder without .git may lie in ComfyUI's clone."""
+    head = _read(ROOT / ".git/HEAD").strip()
+    if head.startswith("ref: "):
+        head = _read(ROOT / ".git" / head[5:]).strip()
+    if re.fullmatch(r"[0-9a-f]{40,}", head):
+        return head[:7]
     found = re.search(r'^version\s*=\s*"([^"]+)"', _project(), re.MULTILINE)
     return found[1] if found else ""
 
 
 def _project() -> str:
-    try:
-        return (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    except OSError:
-        return ""
+    return _read(ROOT / "pyproject.toml")
 
 
-def _first_line(*command: str) -> str:
+def _driver() -> str:
+    """NVIDIA's driver, where the system has a file that says it (Linux): no program is run for it."""
+    found = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", _read(Path("/proc/driver/nvidia/version")))
+    return found[0] if found else ""
+
+
+def _read(path: Path) -> str:
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return ""
-    return next(iter(done.stdout.strip().splitlines()), "")
 
 
 def _processor() -> str:

@@ -70,7 +70,7 @@ def test_life_of_an_installation(install, shipped, ask, base):
 
     async def questions(server):
         sight = await look(server)
-        await server.run({"1": {"class_type": "SVG2Doctor", "inputs": {}}}, lambda *_: None)
+        await server.run({"1": {"class_type": "SVG2Doctor", "inputs": {"measure": False}}}, lambda *_: None)
         return sight
 
     sight, log = ask(questions)
