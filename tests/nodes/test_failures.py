@@ -233,7 +233,7 @@ def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, modul
         return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
 
     dense = sample(variant, model)
-    whole, per_call = override.svg2_attention, 2 if operation == "kmeans" else 1
+    whole, per_call = override.svg2_attention, 2 if operation == "kmeans_in" else 1
     everything = {"density": 0.9999}  # nearly: a density of 1 makes no stand-ins
     patched, stats = svg2(model, **{**SPARSE, **everything})
     with monkeypatch.context() as m:
