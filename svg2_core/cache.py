@@ -24,12 +24,7 @@ class Centroids:
     k_projection: torch.Tensor | None = None
 
     @staticmethod
-    def pack(*fields: torch.Tensor) -> "Centroids":
-        """Of one row, from its fields."""
-        return Centroids.pack_rows(*(x[None] for x in fields))[0]
-
-    @staticmethod
-    def pack_rows(*fields: torch.Tensor) -> list["Centroids"]:
+    def pack(*fields: torch.Tensor) -> list["Centroids"]:
         """Of a call's rows, from the fields `[B, H, ...]` of all of them."""
         # A bf16 model may have activations past fp16's range; a clipped start is a start, an infinite one is not.
         limit = torch.finfo(torch.float16).max

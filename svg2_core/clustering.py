@@ -48,7 +48,7 @@ def cluster(
             points.append(there)
         found.append(groups)
     kept = [*points, *(space.projection for space in spaces if space is not None)]
-    return *found, Centroids.pack_rows(*kept)
+    return *found, Centroids.pack(*kept)
 
 
 def _past(

@@ -31,6 +31,36 @@ def dot_onto(acc, a, b, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def product_of_rows(
+    a, b, row, i, j, c_i, c_j, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr
+):  # fmt: skip
+    """a_i.b_j in fp32 of two lists of fp32 vectors `[rows, c, D]`, zero past their ends."""
+    acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        dims = first + tl.arange(0, BLOCK_D)
+        left = tl.load(a + (row * c_i + i)[:, None] * D + dims[None, :], mask=(i < c_i)[:, None] & (dims < D)[None, :], other=0.0)
+        right = tl.load(b + (row * c_j + j)[None, :] * D + dims[:, None], mask=(j < c_j)[None, :] & (dims < D)[:, None], other=0.0)
+        acc += dot(left, right, False)
+    return acc
+
+
+@triton.jit
+def cluster_sizes(offsets, row, clusters, c):
+    """Tokens of some of a row's c clusters, from their offsets; zero past the last."""
+    first = offsets + row * (c + 1) + clusters
+    inside = clusters < c
+    return tl.load(first + 1, mask=inside, other=0) - tl.load(first, mask=inside, other=0)
+
+
+@triton.jit
+def add_exponentials(peak, total, logits):
+    """One step of a logsumexp over the columns: -> peak, total, where the sum is total * exp(peak)."""
+    higher = tl.maximum(peak, tl.max(logits, axis=1))
+    total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
+    return higher, total
+
+
+@triton.jit
 def finite(x):
     """fp32 x as statistics take it: zero for what is NaN or infinite, and at most 1e9."""
     x = tl.where(tl.abs(x) < float("inf"), x, 0.0)

@@ -7,9 +7,15 @@ from svg2_pack.svg2_core.presets import preset_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
+def packed_row(*fields: torch.Tensor) -> Centroids:
+    """Of a call of one row."""
+    [row] = Centroids.pack(*(x[None] for x in fields))
+    return row
+
+
 def entry(value=0.0, heads=2, c_q=3, c_k=5, d=8) -> Centroids:
     """(3 + 5) * 2 * 8 values of 2 bytes: 256 bytes."""
-    return Centroids.pack(torch.full((heads, c_q, d), value), torch.full((heads, c_k, d), value))
+    return packed_row(torch.full((heads, c_q, d), value), torch.full((heads, c_k, d), value))
 
 
 def key(name: str) -> Key:
@@ -19,7 +25,7 @@ def key(name: str) -> Key:
 
 def test_packing():
     q, k = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
-    packed = Centroids.pack(q, k)
+    packed = packed_row(q, k)
     assert packed.q.dtype == packed.k.dtype == torch.float16
     assert (packed.q.float() - q).abs().max() <= q.abs().max() * 2**-11
     assert (packed.k.float() - k).abs().max() <= k.abs().max() * 2**-11
@@ -28,14 +34,14 @@ def test_packing():
 
 def test_packing_clamps_what_fp16_cannot_hold():
     q = torch.tensor([[[1e6, -1e6, 65504.0, -65520.0, 1e38, 2.5]]])
-    packed = Centroids.pack(q, -q)
+    packed = packed_row(q, -q)
     assert packed.q[0, 0].tolist() == [65504.0, -65504.0, 65504.0, -65504.0, 65504.0, 2.5]
     assert torch.equal(packed.k, -packed.q)
 
 
 def test_packing_copies():
     q = torch.zeros(1, 1, 4, dtype=torch.float16)
-    packed = Centroids.pack(q, q)
+    packed = packed_row(q, q)
     q += 1
     assert (packed.q == 0).all()
 
@@ -164,6 +170,6 @@ def test_every_block_fits_with_cfg(name, blocks, heads, d, tokens, preset):
                 for conditioning in ("positive", "negative"):
                     q, k = (torch.empty(heads, count, config.metric_directions) for count in config.cluster_counts(tokens))
                     projections = (torch.empty(heads, d, config.metric_directions) for _ in "qk")
-                    cache.put(Key(conditioning, block), Centroids.pack(q, k, *projections))
+                    cache.put(Key(conditioning, block), packed_row(q, k, *projections))
     assert len(cache) == 2 * blocks and cache.refused == 0
     assert cache.used_bytes <= cache.limit_bytes

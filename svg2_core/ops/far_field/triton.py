@@ -6,11 +6,21 @@ import triton.language as tl
 
 from ..exact_rows import COUNT
 from ..moments.triton import SPLITS, within
-from ..near_field.configs import far_config_for_device
+from ..near_field.configs import FAR
 from ..near_field.plan import HIGH, query_tiles
 from ..near_field.triton import query_tile
 from ..select.triton_by_error import logits_of_pairs
-from ..triton_common import INTERPRETED, LOG2E, block_of, dot, dot_onto, finite, products_dtype
+from ..triton_common import (
+    INTERPRETED,
+    LOG2E,
+    add_exponentials,
+    block_of,
+    cluster_sizes,
+    dot,
+    dot_onto,
+    finite,
+    products_dtype,
+)
 from .reference import MOST_SHARE, MOST_VARIANCE
 
 _TINY = tl.constexpr(1e-30)
@@ -32,9 +42,7 @@ def skipped_logsumexp_kernel(
         inside = (i < c_q)[:, None] & (j < c_k)[None, :]
         taken = tl.load(selected + (row * c_q + i)[:, None] * c_k + j[None, :], mask=inside, other=1) != 0
         logits = tl.where(taken, float("-inf"), logits)
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
-        peak = higher
+        peak, total = add_exponentials(peak, total, logits)
     tl.store(found + row * c_q + i, tl.where(total == 0.0, float("-inf"), tl.log(total) + peak), mask=i < c_q)
 
 
@@ -54,9 +62,7 @@ def skipped_mass_kernel(
         inside = (i < c_q)[:, None] & (j < c_k)[None, :]
         taken = tl.load(selected + (row * c_q + i)[:, None] * c_k + j[None, :], mask=inside, other=1) != 0
         total = tl.load(logsumexp + row * c_q + i, mask=i < c_q, other=float("-inf"))
-        begin = tl.load(q_offsets + row * (c_q + 1) + i, mask=i < c_q, other=0)
-        size = (tl.load(q_offsets + row * (c_q + 1) + i + 1, mask=i < c_q, other=0) - begin).to(tl.float32)
-        size = tl.where(total == float("-inf"), 0.0, size)
+        size = tl.where(total == float("-inf"), 0.0, cluster_sizes(q_offsets, row, i, c_q).to(tl.float32))
         share = tl.where(taken | (total == float("-inf"))[:, None], 0.0, tl.exp(logits - total[:, None]))
         mass += tl.sum(share * size[:, None], axis=0)
         queries += tl.sum(size, axis=0)
@@ -74,8 +80,7 @@ def _stand_ins(
     What belongs to key clusters is addressed from its row in 32 bits, which 8,192 clusters never leave: it saves registers."""
     dims, axes = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
     inside = j < c_k
-    begin = tl.load(k_offsets + row * (c_k + 1) + j, mask=inside, other=0)
-    size = tl.load(k_offsets + row * (c_k + 1) + j + 1, mask=inside, other=0) - begin
+    size = cluster_sizes(k_offsets, row, j, c_k)
     bias = tl.log2(tl.maximum(size, 1).to(tl.float32))
     ks = tl.load(keys + row * c_k * D + (j[None, :] * D + dims[:, None]), mask=inside[None, :] & (dims < D)[:, None], other=0.0)
     if ORDER == 1:
@@ -99,6 +104,18 @@ def _stand_ins(
         if ORDER == 1:
             bias += LOG2E * tl.load(log_mass + at + j, mask=inside, other=0.0)
         return logits + tl.where(taken, float("-inf"), bias)[None, :]
+
+
+@triton.jit
+def _absorb(acc, near_weight, far_weight, peak, logits, values, j, c_k, dims, D: tl.constexpr, UPCAST: tl.constexpr):
+    """One step of the online softmax, in base 2, over stand-ins j with a head's `values`; what the near field weighs is told apart."""
+    vs = tl.load(values + (j[:, None] * D + dims[None, :]), mask=(j < c_k)[:, None] & (dims < D)[None, :], other=0.0)
+    higher = tl.maximum(peak, tl.max(logits, axis=1))
+    p, fade = tl.exp2(logits - higher[:, None]), tl.exp2(peak - higher)
+    near_weight *= fade
+    far_weight = far_weight * fade + tl.sum(p, axis=1)  # before acc: after it, the kernel spills on sm_86
+    acc = acc * fade[:, None] + dot(p.to(vs.dtype), vs, UPCAST)
+    return acc, near_weight, far_weight, higher
 
 
 @triton.jit
@@ -183,13 +200,7 @@ def share_kernel(
             qs, clusters, 0, keys, k_offsets, log_mass, selected, features, direction_variances, row, j, scale, c_q, c_k,
             D, M, BLOCK_D, BLOCK_M, True, 1, MOST, UPCAST,
         )  # fmt: skip
-        vs = tl.load(values + row * c_k * D + (j[:, None] * D + dims[None, :]), mask=(j < c_k)[:, None] & real[None, :], other=0.0)
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        p, fade = tl.exp2(logits - higher[:, None]), tl.exp2(peak - higher)
-        near_weight *= fade
-        far_weight = far_weight * fade + tl.sum(p, axis=1)
-        acc = acc * fade[:, None] + dot(p.to(vs.dtype), vs, UPCAST)
-        peak = higher
+        acc, near_weight, far_weight, peak = _absorb(acc, near_weight, far_weight, peak, logits, values + row * c_k * D, j, c_k, dims, D, UPCAST)
     total = near_weight + far_weight
     total = tl.where(total == 0.0, 1.0, total)
     size = tl.load(sizes + row)
@@ -255,13 +266,7 @@ def far_field_kernel(
             qs, cluster, cluster, keys, k_offsets, log_mass, selected, features, direction_variances, row, j, scale, c_q, c_k,
             D, M, BLOCK_D, BLOCK_A, False, ORDER, MOST, UPCAST,
         )  # fmt: skip
-        vs = tl.load(values + row * c_k * D + (j[:, None] * D + dims[None, :]), mask=(j < c_k)[:, None] & real[None, :], other=0.0)
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        p, fade = tl.exp2(logits - higher[:, None]), tl.exp2(peak - higher)
-        near_weight *= fade
-        far_weight = far_weight * fade + tl.sum(p, axis=1)
-        acc = acc * fade[:, None] + dot(p.to(vs.dtype), vs, UPCAST)
-        peak = higher
+        acc, near_weight, far_weight, peak = _absorb(acc, near_weight, far_weight, peak, logits, values + row * c_k * D, j, c_k, dims, D, UPCAST)
     total = near_weight + far_weight
     total = tl.where(total == 0.0, 1.0, total)  # nothing to attend to
     if ORDER == 1:
@@ -323,9 +328,8 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
             M=m, BLOCK_K=min(32, block_of(d)), BLOCK_M=block_of(m), BLOCK_R=COUNT, BLOCK_J=16, BLOCK_P=256, MOST_SHARE=MOST_SHARE,
             **common, num_warps=8, num_stages=1,
         )  # fmt: skip
-    config = far_config_for_device(q.device)
     tiles, numbers, bounds = query_tiles(q_clusters.offsets, n)
-    for tile, most, entries, number in zip((config.high, config.low), bounds, tiles, numbers, strict=True):
+    for tile, most, entries, number in zip((FAR.high, FAR.low), bounds, tiles, numbers, strict=True):
         if most == 0:
             continue
         far_field_kernel[most, rows](

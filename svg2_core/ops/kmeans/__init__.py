@@ -53,15 +53,20 @@ def kmeans(
     if x.dim() != 4:
         raise ValueError(f"kmeans: x must be [B, H, N, D], got {list(x.shape)}")
     b, h, n, d = x.shape
-    if not 1 <= n_clusters <= n:
-        raise ValueError(f"kmeans: {n_clusters} clusters for {n} tokens; it takes 1 to {n}")
-    if iterations < 1:
-        raise ValueError(f"kmeans: iterations must be at least 1, got {iterations}")
+    _check_counts("kmeans", n_clusters, n, iterations)
     if init is not None and init.shape != (b, h, n_clusters, d):
         raise ValueError(f"kmeans: init must be {[b, h, n_clusters, d]}, got {list(init.shape)}")
     if init is None:
         init = cold_start(x, n_clusters, seed=seed, role=role, first_head=first_head)
     return Clusters(*registry.implementation(__name__, backend).lloyd(x, init, iterations))
+
+
+def _check_counts(name: str, n_clusters: int, n: int, iterations: int) -> None:
+    """Raise ValueError, in the name of an operation, for more clusters than tokens or fewer than one iteration."""
+    if not 1 <= n_clusters <= n:
+        raise ValueError(f"{name}: {n_clusters} clusters for {n} tokens; it takes 1 to {n}")
+    if iterations < 1:
+        raise ValueError(f"{name}: iterations must be at least 1, got {iterations}")
 
 
 def logit_spaces(
@@ -116,8 +121,7 @@ def kmeans_in(
     w = space.projection.shape[-1]
     if space.projection.shape != (b, h, d, w):
         raise ValueError(f"kmeans_in: a space of {list(space.projection.shape)} does not fit tokens {list(x.shape)}")
-    if not 1 <= n_clusters <= n or iterations < 1:
-        raise ValueError(f"kmeans_in: {n_clusters} clusters for {n} tokens, {iterations} iterations; it takes 1 to {n}, at least 1")
+    _check_counts("kmeans_in", n_clusters, n, iterations)
     if init is not None and (init.shape != (b, h, n_clusters, w) or space.transfer is None):
         raise ValueError(f"kmeans_in: init must be {[b, h, n_clusters, w]} in the space's past, got {list(init.shape)}")
     order, offsets, means, points = registry.implementation(__name__, backend).lloyd_in(

@@ -224,10 +224,9 @@ class _Rounds:
     def __init__(self, x, c: int, space=None):
         b, h, n, d = x.shape
         self.x, self.c, self.rows, self.chunks = x, c, b * h, triton.cdiv(n, CHUNK)
-        self.shape, self.space, self.h = {"D": d, "BLOCK_D": block_of(d)}, space, h
-        w = d if space is None else space.projection.shape[3]
+        self.space, w = space, d if space is None else space.projection.shape[3]
         dtype = x.dtype if space is None else products_dtype(x.dtype)
-        self.shape |= {"W": w, "BLOCK_W": block_of(w)}
+        self.shape = {"D": d, "BLOCK_D": block_of(d), "W": w, "BLOCK_W": block_of(w)}
 
         def empty(*shape, dtype=torch.int32):
             return torch.empty(*shape, dtype=dtype, device=x.device)

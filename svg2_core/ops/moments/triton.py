@@ -5,7 +5,16 @@ import triton
 import triton.language as tl
 
 from ..kmeans.metric_triton import SecondMoment, leading_directions
-from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype, stages_of_transposed
+from ..triton_common import (
+    INTERPRETED,
+    add_exponentials,
+    block_of,
+    dot,
+    finite,
+    product_of_rows,
+    products_dtype,
+    stages_of_transposed,
+)
 from . import Moments
 
 SPLITS = 16  # of the clusters, each summed by a program
@@ -152,9 +161,7 @@ def key_moments_kernel(
             logits = dot(centroids, tl.trans(dk), UPCAST) * scale  # zero past the end
             squares += tl.sum(logits * logits, axis=1)
             logits = tl.where((start + t < end)[None, :], logits, float("-inf"))
-            higher = tl.maximum(peak, tl.max(logits, axis=1))
-            total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
-            peak = higher
+            peak, total = add_exponentials(peak, total, logits)
         to = (row * c_q + qs) * c_k + cluster
         mass = tl.where(filled, tl.log(total / count) + peak, 0.0)
         tl.store(log_mass + to, mass, mask=qs < c_q)
@@ -169,12 +176,7 @@ def add_product_kernel(
     row = tl.program_id(2).to(tl.int64)
     i = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-    for first in range(0, D, BLOCK_D):
-        dims = first + tl.arange(0, BLOCK_D)
-        a = tl.load(q_variances + (row * c_q + i)[:, None] * D + dims[None, :], mask=(i < c_q)[:, None] & (dims < D)[None, :], other=0.0)
-        b = tl.load(k_variances + (row * c_k + j)[None, :] * D + dims[:, None], mask=(j < c_k)[None, :] & (dims < D)[:, None], other=0.0)
-        acc += dot(a, b, False)
+    acc = product_of_rows(q_variances, k_variances, row, i, j, c_q, c_k, D, BLOCK_D, BLOCK_Q, BLOCK_K)
     at = variance + (row * c_q + i)[:, None] * c_k + j[None, :]
     inside = (i < c_q)[:, None] & (j < c_k)[None, :]
     tl.store(at, tl.load(at, mask=inside, other=0.0) + factor * acc, mask=inside)

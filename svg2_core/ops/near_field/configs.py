@@ -33,11 +33,8 @@ class Config:
 _HOPPER = Config(high=Tile(HIGH, 64, 8, 3), low=Tile(LOW, 64, 4, 3))
 # Without wgmma (sm_80 to 89, 120) the products' operands live in registers: shorter steps, or they spill.
 _DEFAULT = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 4, 3))
-
-
 _AMPERE = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 8, 2))
-# The far field has the biases and the matrix beside them.
-_FAR = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 4, 3))
+FAR = _DEFAULT  # the far field's, the same everywhere until it is tuned
 
 
 def config_for(capability: tuple[int, int]) -> Config:
@@ -48,8 +45,3 @@ def config_for(capability: tuple[int, int]) -> Config:
 def config_for_device(device: torch.device) -> Config:
     """The same for a device."""
     return config_for(triton_common.capability_of(device))
-
-
-def far_config_for_device(device: torch.device) -> Config:
-    """The far field's, the same everywhere until it is tuned."""
-    return _FAR

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..triton_common import cluster_sizes
+
 GRANULE = 16
 HIGH, LOW = 128, 64  # rows of the two query tiles
 _TILE = 1 << 16  # a query tile's entry is cluster * _TILE + its number in the cluster
@@ -23,8 +25,7 @@ def pad_kernel(order, offsets, keys, starts, n, c, slots, BLOCK_C: tl.constexpr,
     cs, t = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_T)
     start = 0
     for part in range(0, cluster + 1, BLOCK_C):
-        mask = part + cs < cluster
-        size = tl.load(offsets + row * (c + 1) + part + cs + 1, mask=mask, other=0) - tl.load(offsets + row * (c + 1) + part + cs, mask=mask, other=0)
+        size = tl.where(part + cs < cluster, cluster_sizes(offsets, row, part + cs, c), 0)
         start += tl.sum((size + GRANULE - 1) // GRANULE, axis=0)
     first = tl.load(offsets + row * (c + 1) + cluster)
     end = tl.load(offsets + row * (c + 1) + cluster + 1)
@@ -69,7 +70,7 @@ def tiles_kernel(
     cost = tl.where(i < c, 0, -1)
     if HAS_COUNTS:
         cost = tl.load(counts + row * c + i, mask=i < c, other=-1)
-    size = tl.load(q_offsets + row * (c + 1) + i + 1, mask=i < c, other=0) - tl.load(q_offsets + row * (c + 1) + i, mask=i < c, other=0)
+    size = cluster_sizes(q_offsets, row, i, c)
     first_high = tl.zeros((BLOCK_C,), tl.int32)
     first_low = tl.zeros((BLOCK_C,), tl.int32)
     all_high = 0
@@ -79,7 +80,7 @@ def tiles_kernel(
         other = tl.where(j < c, 0, -1)
         if HAS_COUNTS:
             other = tl.load(counts + row * c + j, mask=j < c, other=-1)
-        theirs = tl.load(q_offsets + row * (c + 1) + j + 1, mask=j < c, other=0) - tl.load(q_offsets + row * (c + 1) + j, mask=j < c, other=0)
+        theirs = cluster_sizes(q_offsets, row, j, c)
         rest = theirs % ROWS_HIGH
         high = theirs // ROWS_HIGH + (rest > ROWS_LOW).to(tl.int32)
         low = ((rest > 0) & (rest <= ROWS_LOW)).to(tl.int32)

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..triton_common import cluster_sizes
+
 
 @triton.jit
 def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
@@ -11,13 +13,11 @@ def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I:
     total = tl.zeros((BLOCK_I,), tl.int64)
     for first in range(0, c_q, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
-        begin = tl.load(q_offsets + row * (c_q + 1) + i, mask=i < c_q, other=0)
-        queries = tl.load(q_offsets + row * (c_q + 1) + i + 1, mask=i < c_q, other=0) - begin
+        queries = cluster_sizes(q_offsets, row, i, c_q)
         keys = tl.zeros((BLOCK_I,), tl.int32)
         for start in range(0, c_k, BLOCK_J):
             j = start + tl.arange(0, BLOCK_J)
-            k_begin = tl.load(k_offsets + row * (c_k + 1) + j, mask=j < c_k, other=0)
-            size = tl.load(k_offsets + row * (c_k + 1) + j + 1, mask=j < c_k, other=0) - k_begin
+            size = cluster_sizes(k_offsets, row, j, c_k)
             at = selected + (row * c_q + i)[:, None] * c_k + j[None, :]
             taken = tl.load(at, mask=(i < c_q)[:, None] & (j < c_k)[None, :], other=0) != 0
             keys += tl.sum(tl.where(taken, size[None, :], 0), axis=1)

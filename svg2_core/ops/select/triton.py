@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import dot
+from ..triton_common import product_of_rows
 from .triton_by_error import select_by_error  # noqa: F401  (the operation's other rule)
 
 
@@ -17,12 +17,7 @@ def scores_kernel(
     row = tl.program_id(2).to(tl.int64)
     i = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-    for first in range(0, D, BLOCK_D):
-        dims = first + tl.arange(0, BLOCK_D)
-        a = tl.load(q + (row * c_q + i)[:, None] * D + dims[None, :], mask=(i < c_q)[:, None] & (dims < D)[None, :], other=0.0)
-        b = tl.load(k + (row * c_k + j)[None, :] * D + dims[:, None], mask=(j < c_k)[None, :] & (dims < D)[:, None], other=0.0)
-        acc += dot(a, b, False)
+    acc = product_of_rows(q, k, row, i, j, c_q, c_k, D, BLOCK_D, BLOCK_Q, BLOCK_K)
     size = tl.load(k_sizes + row * c_k + j, mask=j < c_k, other=0)
     weight = tl.where(size > 0, tl.log(tl.maximum(size, 1).to(tl.float32)), float("-inf"))
     tl.store(

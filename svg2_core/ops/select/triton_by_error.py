@@ -8,23 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import dot
+from ..triton_common import add_exponentials, cluster_sizes, product_of_rows
 
 _TOP = tl.constexpr(2048)  # counters of the first count, of the other two half as many
 _NEXT = tl.constexpr(1024)
 
 
 @triton.jit
-def logits_of_pairs(q, k, k_sizes, log_mass, row, i, j, c_q, c_k, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):  # fmt: skip
+def logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):  # fmt: skip
     """scale q_i.k_j + log n_j + log_mass in fp32, -inf for an empty key cluster; and the key clusters' sizes."""
-    acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
-    for first in range(0, D, BLOCK_D):
-        dims = first + tl.arange(0, BLOCK_D)
-        a = tl.load(q + (row * c_q + i)[:, None] * D + dims[None, :], mask=(i < c_q)[:, None] & (dims < D)[None, :], other=0.0)
-        b = tl.load(k + (row * c_k + j)[None, :] * D + dims[:, None], mask=(j < c_k)[None, :] & (dims < D)[:, None], other=0.0)
-        acc += dot(a, b, False)
-    begin = tl.load(k_sizes + row * (c_k + 1) + j, mask=j < c_k, other=0)
-    size = tl.load(k_sizes + row * (c_k + 1) + j + 1, mask=j < c_k, other=0) - begin
+    acc = product_of_rows(q, k, row, i, j, c_q, c_k, D, BLOCK_D, BLOCK_I, BLOCK_J)
+    size = cluster_sizes(k_offsets, row, j, c_k)
     inside = (i < c_q)[:, None] & (j < c_k)[None, :]
     logits = acc * scale + tl.log(tl.maximum(size, 1).to(tl.float32))[None, :]
     logits += tl.load(log_mass + (row * c_q + i)[:, None] * c_k + j[None, :], mask=inside, other=0.0)
@@ -49,11 +43,8 @@ def worth_kernel(
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
         logits, _ = logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D, BLOCK_D, BLOCK_I, BLOCK_J)
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
-        peak = higher
-    q_begin = tl.load(q_offsets + row * (c_q + 1) + i, mask=i < c_q, other=0)
-    q_size = tl.load(q_offsets + row * (c_q + 1) + i + 1, mask=i < c_q, other=0) - q_begin
+        peak, total = add_exponentials(peak, total, logits)
+    q_size = cluster_sizes(q_offsets, row, i, c_q)
     best = tl.full((BLOCK_I,), -1.0, tl.float32)
     best_at = tl.zeros((BLOCK_I,), tl.int32)
     for first in range(0, c_k, BLOCK_J):
@@ -115,10 +106,7 @@ def _threshold(counters, row, budget, LEVEL: tl.constexpr, TOP: tl.constexpr, NE
 @triton.jit
 def _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k):
     """Pairs of tokens of one query cluster and of key clusters: int64."""
-    q_size = tl.load(q_offsets + row * (c_q + 1) + i + 1) - tl.load(q_offsets + row * (c_q + 1) + i)
-    k_begin = tl.load(k_offsets + row * (c_k + 1) + j, mask=j < c_k, other=0)
-    k_size = tl.load(k_offsets + row * (c_k + 1) + j + 1, mask=j < c_k, other=0) - k_begin
-    return q_size.to(tl.int64) * k_size.to(tl.int64)
+    return cluster_sizes(q_offsets, row, i, c_q).to(tl.int64) * cluster_sizes(k_offsets, row, j, c_k).to(tl.int64)
 
 
 @triton.jit
@@ -169,7 +157,7 @@ def choose_kernel(
     bits, budget = _threshold(counters, row, budget, 3, TOP, NEXT)
     others = tl.arange(0, BLOCK_I)
     before = tl.sum(tl.load(ties + row * c_q + others, mask=others < i, other=0), axis=0)
-    size = tl.load(q_offsets + row * (c_q + 1) + i + 1) - tl.load(q_offsets + row * (c_q + 1) + i)
+    size = cluster_sizes(q_offsets, row, i, c_q)
     error = 0.0
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
@@ -188,8 +176,7 @@ def choose_kernel(
             taken = there
         tl.store(selected + at, taken.to(tl.int8), mask=j < c_k)
         # The loss from the worth: mass is not kept.
-        k_begin = tl.load(k_offsets + row * (c_k + 1) + j, mask=j < c_k, other=0)
-        k_size = (tl.load(k_offsets + row * (c_k + 1) + j + 1, mask=j < c_k, other=0) - k_begin).to(tl.float32)
+        k_size = cluster_sizes(k_offsets, row, j, c_k).to(tl.float32)
         if DROPPED:
             norms = tl.zeros((BLOCK_J,), tl.float32)
             for d in range(0, D, BLOCK_D):
