@@ -7,15 +7,15 @@ enum { GRANULE = 16, HIGH = 128 };  // keys of a granule; rows of a high query t
 struct Params {
     const u16 *q, *k, *v;
     u16* out;
-    float* logsumexp;                        // [rows][n_video]
-    const int *q_order, *q_offsets;          // [rows][n_video], [rows][c_q + 1]
+    float* logsumexp;                        // [rows][n_queries]
+    const int *q_order, *q_offsets;          // [rows][n_queries], [rows][c_q + 1]
     const int *keys, *lists, *counts;        // [rows][granules * GRANULE], [rows][c_q][granules], [rows][c_q]
     const int *tiles, *numbers;              // [rows][most], [rows]; high query tiles, and `rows` further low ones
     int* next;                               // fa3: [rows], the query tile of a row that is taken next
     const float* text_bias;                  // in units of the products: divided by the scale; 0 for none
     i64 q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n;
     float scale;                             // of the products, log2(e) included
-    int rows, heads, n_video, video_start, n_text, c_q, granules, most;  // rows: batch rows by heads
+    int rows, heads, n_queries, q_start, n_video, video_start, n_text, c_q, granules, most;  // rows: batch rows by heads
 };
 
 // A query tile's cluster, and its places in the cluster order as far as that cluster goes.

@@ -57,7 +57,7 @@ struct Program {
 
     DEVICE_METHOD void copy_queries(QueryTile tile, const u16* q) {
         for (int r = thread(); r < ROWS; r += THREADS)
-            tokens()[r] = tile.begin + r < tile.end ? p.q_order[(i64)row * p.n_video + tile.begin + r] + p.video_start : -1;
+            tokens()[r] = tile.begin + r < tile.end ? p.q_order[(i64)row * p.n_queries + tile.begin + r] + p.q_start : -1;
         sync_block();
         const int c = thread() % CHUNKS;
         for (int r = thread() / CHUNKS; r < ROWS; r += THREADS / CHUNKS) {
@@ -189,7 +189,7 @@ struct Program {
                 const float inverse = 1.0f / fmaxf(sum, NO_SUM);
                 const int r = (warp * M + m) * 16 + (lane >> 2) + 8 * i, token = tokens()[r];
                 if (token >= 0 && lane % 4 == 0)
-                    p.logsumexp[(i64)row * p.n_video + token - p.video_start] = logsumexp_of(peak[m][i], sum, p.scale);
+                    p.logsumexp[(i64)row * p.n_queries + token - p.q_start] = logsumexp_of(peak[m][i], sum, p.scale);
                 UNROLL for (int n = 0; n < D / 8; n++)
                     *(u32*)(smem + chunk(0, r, n) + (lane & 3) * 4) = pack(acc[m][n][2 * i] * inverse, acc[m][n][2 * i + 1] * inverse, T());
             }

@@ -114,7 +114,7 @@ struct Program {
         const int read = rows > HALF ? 2 * HALF : rows > 0 ? HALF : 0;  // rows that the consumers read
         int query = -1;
         if (warp * SLOTS + lane < rows)
-            query = p.q_order[(i64)row * p.n_video + begin + warp * SLOTS + lane] + p.video_start;
+            query = p.q_order[(i64)row * p.n_queries + begin + warp * SLOTS + lane] + p.q_start;
         // Two loads lie between a slot and its row, the second taking its address from the first: they run ahead of the
         // copies, a step each.
         const int slot = warp * SLOTS + lane;
@@ -386,10 +386,10 @@ struct Program {
         UNROLL for (int i = 0; i < 2; i++) {
             const int r = offset + warp % 4 * 16 + lane / 4 + 8 * i;
             i64 token = 0;
-            if (r < rows) token = p.q_order[(i64)row * p.n_video + begin + r];
+            if (r < rows) token = p.q_order[(i64)row * p.n_queries + begin + r];
             if (r < rows && lane % 4 == 0)
-                p.logsumexp[(i64)row * p.n_video + token] = logsumexp_of(peak[i], total[i], p.scale);
-            token += p.video_start;
+                p.logsumexp[(i64)row * p.n_queries + token] = logsumexp_of(peak[i], total[i], p.scale);
+            token += p.q_start;
             const float inverse = reciprocal(fmaxf(total[i], NO_SUM));
             UNROLL for (int n = 0; n < CHUNKS; n += 4) {
                 int x[4];

@@ -118,9 +118,10 @@ def _enter(block, args, kwargs):
     if call is None or call.refusal is not None:
         return None
     own = type(uncompiled(block))
-    call.enter(call.numbers.get(id(block)), attends=own in call.classes)  # another node's module may skip what it stands for
     place = _options_at(own)
     given = kwargs.get(_OPTIONS, args[place] if place is not None and place < len(args) else None)
+    # Another node's module may skip what it stands for.
+    call.enter(call.numbers.get(id(block)), attends=own in call.classes and not _leaves_out_video(given or {}))
     if place is None or given is call.options or (given and call.is_of(given)):
         return None
     if place < len(args):
@@ -129,6 +130,11 @@ def _enter(block, args, kwargs):
 
 
 _OPTIONS = "transformer_options"
+
+
+def _leaves_out_video(options: dict) -> bool:
+    """Whether LTX's blocks are told to leave their self-attention out, for guidance by what comes of it (STG), or the video."""
+    return bool(options.get("stg_skip_self_attn")) or not options.get("run_vx", True)
 
 
 @lru_cache

@@ -30,11 +30,18 @@ def tokens_kept(call: ModelCall) -> int:
     return call.once(mask, lambda: int((mask[0] >= 0).all(0).sum()))
 
 
+def of_another_input(call: ModelCall, tokens: int) -> bool:
+    """Whether so many tokens may be another input's: text, sound, or LTX-2's sound after a sample of the voice."""
+    voice = call.inputs.get("ref_audio")
+    before = 0 if voice is None else voice["tokens"].shape[1]
+    return not call.other_lengths.isdisjoint((tokens, tokens - before))
+
+
 def whole_sequence(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
     """The sequence is the video, with reference, control or motion tokens that a variant adds; text is elsewhere."""
     if tokens < family_of(call.network).length(call):
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
-    if tokens in call.other_lengths:
+    if of_another_input(call, tokens):
         return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} video tokens and as many of another input cannot be told apart")
     return 0, tokens
 
@@ -46,6 +53,14 @@ def latent_only(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
     length = family_of(call.network).length(call)
     if tokens > length:
         return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} tokens, and the latent has {length:,}")
+    return whole_sequence(call, tokens)
+
+
+def either_branch(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
+    """Wan Animate 2 runs the video that drives it through the same blocks: one frame fewer, as the latent begins with a picture."""
+    driving = call.inputs.get("pose_latents")
+    if driving is not None and tokens == call.tokens_of(driving) and not of_another_input(call, tokens):
+        return 0, tokens
     return whole_sequence(call, tokens)
 
 
@@ -91,6 +106,40 @@ def at_the_end(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
     return start, call.video_tokens
 
 
+def part_of_the_latent(call: ModelCall, queries: int, keys: int, mask) -> Layout | Refusal:
+    """The general rule for queries that are a part of the sequence: some of the latent's tokens over all of them."""
+    if keys != family_of(call.network).length(call) or of_another_input(call, queries) or of_another_input(call, keys) or queries > keys:
+        return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    if mask is not None:
+        return Refusal(Reason.UNKNOWN_LAYOUT, f"{queries:,} queries over {keys:,} keys: a part of the video under a mask of its own")
+    return Layout(0, keys, queries=(0, queries))
+
+
+def before_guides(call: ModelCall, queries: int, keys: int, mask) -> Layout | Refusal:
+    """LTX-Video with guides of less than full strength: what is made attends to the guides, which come last, with a bias, which is
+    what text is to other models. The guides' own queries, whose biases differ from one to the next, stay dense."""
+    if mask is None or mask.dim() != 4 or mask.shape[:3] != (1, 1, 1) or mask.shape[3] != keys:
+        return part_of_the_latent(call, queries, keys, mask)
+    if keys != family_of(call.network).length(call):
+        return part_of_the_latent(call, queries, keys, mask)
+    bias = call.once(mask, lambda: _bias_after(queries, mask[0, 0], call.batch))  # once alone: it keeps one value of a mask
+    return part_of_the_latent(call, queries, keys, mask) if bias is None else Layout(0, queries, bias, queries=(0, queries))
+
+
+def _bias_after(video: int, mask: torch.Tensor, batch: int) -> torch.Tensor | None:
+    """The bias `[B, N - video]` of the keys behind so many of the video; None if it is of those as well. Waits for the device."""
+    return None if bool(mask[:, :video].any()) else mask[:, video:].float().expand(batch, -1).contiguous()
+
+
+def frame_by_frame(call: ModelCall, queries: int, keys: int, mask) -> Layout | Refusal:
+    """Wan Animate 2 makes each frame by itself, over all tokens of the latent and then those of the frame that drives it, which stay
+    exact."""
+    video, frame = call.video_tokens, call.grid[1] * call.grid[2]
+    if mask is not None or queries != frame or keys not in (video, video + frame):
+        return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    return Layout(0, video, queries=(0, queries))
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family.
@@ -98,6 +147,8 @@ class Family:
     network: the host's class that its diffusion models are, or derive from;
     video: first video token and their count in a self-attention of so many tokens, or why that is not known;
     length: how many tokens an evaluation's latent becomes, where some are dropped;
+    part: the layout of so many queries over more or fewer keys under a mask, where they are a part of the video; shared_keys:
+        all parts of one block have the same keys of the video, and the first one has no others;
     preset: name of its presets in svg2_core.presets;
     blocks: the network's lists of blocks in the order they run, none for its longest list;
     wrapped: the network calls DIFFUSION_MODEL wrappers.
@@ -106,12 +157,17 @@ class Family:
     network: str
     video: VideoRange
     length: Callable[[ModelCall], int] = latent_tokens
+    part: Callable[[ModelCall, int, int, torch.Tensor | None], Layout | Refusal] = part_of_the_latent
+    shared_keys: bool = False
     preset: str = "other"
     blocks: tuple[str, ...] = ()
     wrapped: bool = True
 
 
 FAMILIES = (
+    # Derives from the next one.
+    Family("comfy.ldm.wan.model_animate2.WanAnimate2Model", either_branch, part=frame_by_frame, shared_keys=True,
+           preset="wan_t2v", blocks=("blocks",)),
     Family("comfy.ldm.wan.model.WanModel", whole_sequence, preset="wan_t2v", blocks=("blocks",)),
     # Vision and ByT5 features (1.5) stand among the text. Its double blocks end before its single blocks begin.
     Family("comfy.ldm.hunyuan_video.model.HunyuanVideo", after_text("context", "txt_byt5", "clip_fea", references="ref_latent"),
@@ -119,7 +175,7 @@ FAMILIES = (
     Family("comfy.ldm.cosmos.model.GeneralDIT", whole_sequence, preset="cosmos"),
     Family("comfy.ldm.anima.model.Anima", an_image),  # derives from the next one
     Family("comfy.ldm.cosmos.predict2.MiniTrainDIT", whole_sequence, preset="cosmos"),
-    Family("comfy.ldm.lightricks.model.LTXVModel", latent_only, tokens_kept),  # LTX-2, with sound, derives from it
+    Family("comfy.ldm.lightricks.model.LTXVModel", latent_only, tokens_kept, before_guides),  # LTX-2, with sound, derives from it
     Family("comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel", after_text("context")),
     Family("comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint", before_text("c_crossattn"), wrapped=False),
     Family("comfy.ldm.minimax.model.MiniMaxH3Model", at_the_end),
@@ -148,6 +204,12 @@ def calls_wrapper(network: torch.nn.Module) -> bool:
     return family_of(network).wrapped
 
 
+def trained_sparse(network: torch.nn.Module) -> bool:
+    """Whether a checkpoint was trained for Video Sparse Attention (FastH3): it has the gate of that attention's coarse branch, for
+    which a host that knows it makes a layer, and only then."""
+    return any(name.endswith(".to_gate_compress") for name, _ in uncompiled(network).named_modules())
+
+
 def preset_family(model) -> str:
     """Which presets a ModelPatcher's model takes."""
     network = model.get_model_object("diffusion_model")
@@ -160,11 +222,10 @@ def find_layout(call: ModelCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tens
     """Where the video tokens of q, k, v `[B, H, N, D]` sit, or why the call is not video self-attention."""
     batch, _, tokens, _ = q.shape
     keys = k.shape[2]
-    if keys != tokens and keys == family_of(call.network).length(call) and not {tokens, keys} & call.other_lengths:
-        # For one, LTX-Video with a guide of less than full strength: parts of the video under masks of their own.
-        return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} queries over {keys:,} keys: a part of the video on its own")
-    if keys != tokens or batch != call.batch:
+    if batch != call.batch:
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    if keys != tokens:
+        return _of_a_part(call, q, k, v, mask)
     found = family_of(call.network).video(call, tokens)
     if isinstance(found, Refusal):
         return found
@@ -176,6 +237,16 @@ def find_layout(call: ModelCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tens
         return layout
     bias = call.once(mask, lambda: _text_bias(mask, batch, tokens, layout.video))
     return bias if isinstance(bias, Refusal) else Layout(start, length, bias)
+
+
+def _of_a_part(call: ModelCall, q, k, v, mask) -> Layout | Refusal:
+    queries, keys = q.shape[2], k.shape[2]
+    layout = family_of(call.network).part(call, queries, keys, mask)
+    if isinstance(layout, Refusal):
+        return layout
+    if v.shape != k.shape or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[3]):
+        return Refusal(Reason.UNKNOWN_LAYOUT, "queries, keys and values differ in heads or width")
+    return layout
 
 
 def _text_bias(mask: torch.Tensor, batch: int, tokens: int, video: slice) -> torch.Tensor | Refusal:

@@ -47,6 +47,7 @@ class ModelCall:
     preferred: Callable | None = None
     seen: dict = field(default_factory=dict)  # self-attentions so far, by place
     came: bool = False  # an attention over the video, since the block began
+    part_keys: tuple[str, Any] | None = None  # of a block whose parts share the video's keys: its name, and these keys' clusters
     _once: dict = field(default_factory=dict)
 
     def __deepcopy__(self, memo) -> "ModelCall":

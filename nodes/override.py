@@ -17,13 +17,16 @@ from ..svg2_core.reasons import Reason, Refusal
 from . import compiled
 from .block_numbers import block_and_total
 from .host_records import pause_malloc_graph, recorded
-from .layouts import find_layout
+from .layouts import family_of, find_layout
 from .model_call import ModelCall
 from .option_keys import CALL, RUN
 from .run import Run, Settings
 
 # Dense calls that would have been sparse in another step or block: their time can be compared with the sparse ones'.
 COMPARABLE = {Reason.WARMUP, Reason.PAST_END, Reason.DENSE_BLOCK}
+
+# Of a part of the video: what is made of the keys costs as much as some hundred queries' dense attention.
+LEAST_QUERIES = 256
 
 log = logging.getLogger("svg2")
 
@@ -69,14 +72,15 @@ class Override:
         comparable = not isinstance(out, Refusal) or out.reason in COMPARABLE
         if call is not None and call.preferred is not None and self.previous is None:
             func = call.preferred  # the checkpoint's own; the host gives it up where there is an override
-        ours = run.settings.dense if comparable and run.settings.dense and arguments.get("mask") is None else func
+        if comparable and run.settings.dense is not None:
+            func = _chosen(run, func)
         if isinstance(out, Refusal):
             watch = run.stats.dense_watch(call.device) if comparable and call is not None else None
-            return _delegate(self, ours, qkv, heads, arguments, watch)
+            return _delegate(self, func, qkv, heads, arguments, watch)
         watch = run.stats.reference_watch(call.device, call.step)
         if watch is not None:
             try:
-                _delegate(self, ours, qkv, heads, arguments, watch)
+                _delegate(self, func, qkv, heads, arguments, watch)
             except Exception as error:
                 if not _is_oom(error):  # no room for a comparison: the answer is there already
                     raise
@@ -93,6 +97,17 @@ class Override:
             return below(func, *_tensors(qkv), heads, **arguments)
         finally:
             _thread.answering = before
+
+
+def _chosen(run: Run, func: Callable) -> Callable:
+    """What the user chose for dense calls over video tokens; the host's `func` answers what that refuses, and a notice says so."""
+    name = run.settings.dense.name
+
+    def tell(why: str) -> None:
+        sentence = f"dense_attention {name} did not take some dense calls ({why}): they ran as at auto"
+        run.remark("dense_attention_refused", sentence, name=name, why=why)
+
+    return run.settings.dense.or_else(func, tell)
 
 
 def _answering() -> bool:
@@ -156,39 +171,51 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     number, total = block_and_total(call, options)
     if number is None:
         return run.refuse(Refusal(Reason.UNKNOWN_LAYOUT, "it cannot be told which block runs"), None)
-    nth = call.seen.get(number, 0)
-    call.seen[number] = nth + 1
-    block = str(number) if nth == 0 else f"{number}.{nth}"
+    whole = layout.queries is None
+    nth = call.seen.get((number, whole), 0)
+    call.seen[number, whole] = nth + 1
+    block = str(number) if nth == 0 or not whole else f"{number}.{nth}"
 
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return run.refuse(Refusal(Reason.GRADIENTS), block, call.step)
     if recorded(q.device):
         return run.refuse(Refusal(Reason.RECORDED), block, call.step)
-    c_q, c_k = run.settings.config.cluster_counts(layout.video_len)
+    c_q, c_k = run.settings.config.cluster_counts(layout.video_len, layout.queries_len)
     reason = call.dense_step or run.schedule.dense_block(number, total)
     if reason is not None:
         return run.refuse(Refusal(reason), block, call.step)
     least = max(run.settings.config.min_tokens, c_q, c_k)
     if layout.video_len < least:
         return run.refuse(Refusal(Reason.SHORT_SEQUENCE, f"{layout.video_len:,} < {least:,} tokens"), block, call.step)
+    if layout.queries_len < min(LEAST_QUERIES, run.settings.config.min_tokens):
+        detail = f"{layout.queries_len:,} < {LEAST_QUERIES:,} queries over {layout.video_len:,} tokens"
+        return run.refuse(Refusal(Reason.SHORT_SEQUENCE, detail), block, call.step)
     if not (q.dtype == k.dtype == v.dtype):
         return run.refuse(Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block, call.step)
 
     with pause_malloc_graph():  # what follows makes what outlives the block: centroids, figures
-        return _sparse(run, call, q, k, v, layout, run.schedule.config_of(number, total), block, scale)
+        return _sparse(run, call, q, k, v, layout, run.schedule.config_of(number, total), block, None if whole else nth, scale)
 
 
-def _sparse(run: Run, call: ModelCall, q, k, v, layout: Layout, config: SVG2Config, block: str, scale) -> torch.Tensor | Refusal:
-    """Answer a call that nothing speaks against, and keep what it leaves for the next step and the report."""
-    keys = [
-        Key(conditioning, (block, row, layout.video_len, q.device, call.window)) for conditioning, row in call.rows()
-    ]
+def _sparse(
+    run: Run, call: ModelCall, q, k, v, layout: Layout, config: SVG2Config, block: str, part: int | None, scale
+) -> torch.Tensor | Refusal:
+    """Answer a call that nothing speaks against, and keep what it leaves for the next step and the report. part: which one of the
+    parts of the block's video asks, if its queries are one."""
+    place = block, part, layout.video_len, q.device, call.window
+    keys = [Key(conditioning, (row, *place)) for conditioning, row in call.rows()]
+    shares = part is not None and family_of(call.network).shared_keys
+    of, known = call.part_keys or (None, None)
+    if not shares or of != block or k.shape[2] == layout.video_len:  # the first part: its frame has no other keys (layouts.py)
+        known = None
+    call.part_keys = None
     watch = run.stats.sparse_watch(q.device)
-    result = _attend(run, q, k, v, layout, config, keys, scale)
+    result = _attend(run, q, k, v, layout, config, keys, scale, known)
     if isinstance(result, Refusal):
         return run.refuse(result, block, call.step)
     watch.stop()
     result, backend, cold = result
+    call.part_keys = (block, result.keys) if shares else None
     for key, entry in zip(keys, result.centroids, strict=False):
         run.cache.put(key, entry)
     run.stats.sparse_call(
@@ -218,10 +245,10 @@ def _remark(run: Run, backend: str) -> None:
 
 
 def _attend(
-    run: Run, q, k, v, layout: Layout, config: SVG2Config, keys: list[Key], scale
+    run: Run, q, k, v, layout: Layout, config: SVG2Config, keys: list[Key], scale, known
 ) -> tuple[AttentionResult, str, bool] | Refusal:
     """Try backends until one answers: -> result, its backend, whether any row started cold. Memory shortage is retried with
-    fewer heads at a time."""
+    fewer heads at a time. known: clusters of the keys, from an earlier part of the video."""
     while True:
         warm = [run.cache.get(key) for key in keys] or None
         backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
@@ -229,7 +256,7 @@ def _attend(
             return backend
         heads = run.heads_at_a_time.get(q.device)
         try:
-            result = svg2_attention(q, k, v, layout, config, warm, scale=scale, backend=backend, heads_at_a_time=heads)
+            result = svg2_attention(q, k, v, layout, config, warm, scale=scale, backend=backend, heads_at_a_time=heads, keys=known)
             return result, backend, warm is None or any(past is None for past in warm)
         except Exception as error:
             if _is_oom(error):

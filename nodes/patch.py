@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from ..svg2_core.schedule import Schedule
 from .block_numbers import block_lists
 from .evaluation import apply_model, diffusion_model
+from .layouts import trained_sparse
 from .option_keys import OVERRIDE, RUN
 from .other_overrides import take_place
 from .override import Override
@@ -19,6 +20,11 @@ from .preferred_attention import asking_modules
 from .run import Run, Settings
 
 KEY = "svg2"  # of the wrappers and callbacks
+
+TRAINED_SPARSE = (
+    "this checkpoint was trained for a sparse attention of its own (VSA). SVG2 stands in for dense attention, which it was not "
+    "trained for: expect a worse video. ComfyUI's Model Sparse Attention, method vsa, computes what it was trained for"
+)
 
 
 def apply_patch(model, settings: Settings):
@@ -44,11 +50,12 @@ def _outer_sample(settings: Settings, previous: Callable | None) -> Callable:
 
     def wrapper(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
-        continuation = _is_continuation(guider, noise, sigmas)
-        schedule = Schedule(tuple(sigmas.tolist()), settings.config, continuation)
+        schedule = Schedule(tuple(sigmas.tolist()), settings.config, _has_its_layout(guider, latent_image, sigmas))
         # Now: later, during an evaluation, another node may have put something else in place of the blocks.
         network = guider.model_patcher.get_model_object("diffusion_model")
         run = Run(settings, schedule, noise.shape[0], block_lists(network), asking_modules(network))
+        if trained_sparse(network):
+            run.remark("trained_sparse", TRAINED_SPARSE)
         # The guider's options are this run's own copy, so two samplers sharing a model do not see each other's run.
         options = guider.model_options.setdefault("transformer_options", {})
         options[RUN], ours = run, options.get(OVERRIDE)
@@ -66,7 +73,9 @@ def _outer_sample(settings: Settings, previous: Callable | None) -> Callable:
     return wrapper
 
 
-def _is_continuation(guider, noise: torch.Tensor, sigmas: torch.Tensor) -> bool:
-    """Whether this run goes on from another sampler's half-done latent: no noise of its own, and not from the top."""
+def _has_its_layout(guider, latent: torch.Tensor, sigmas: torch.Tensor) -> bool:
+    """Whether a run begins where a warm-up would have ended: below the noise that the model starts from, on a latent with something
+    in it. So begin the second of two experts, a stage that refines an upscaled latent, and a partial denoise of a video; told
+    apart from a generation by these two facts, for whether noise is added differs among them."""
     top = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
-    return len(sigmas) > 0 and not bool(noise.any()) and float(sigmas[0]) < 0.999 * top
+    return len(sigmas) > 0 and float(sigmas[0]) < 0.999 * top and bool(latent.any())

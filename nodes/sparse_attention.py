@@ -3,13 +3,14 @@
 import logging
 from dataclasses import replace
 
-from comfy.ldm.modules.attention import get_attention_function
 from comfy_api.latest import io
 
 from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS, SVG2Config
 from ..svg2_core.ops import registry
 from ..svg2_core.presets import FAMILIES, PRESETS, preset_config
+from ..svg2_core.reasons import Refusal
 from ..svg2_core.stats import StatsHandle
+from . import dense_attention as dense
 from .layouts import preset_family
 from .live import Live
 from .patch import Settings, apply_patch
@@ -57,8 +58,8 @@ class SVG2SparseAttention(io.ComfyNode):
                     tooltip="What stands in for skipped groups. first_order: their mass, and how their mean value moves with the query. centroid: their mean alone. off: nothing, as in the paper."),
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
                     tooltip="Which kernels compute the sparse calls. auto: on a GPU the first that it supports, in the order that measurements gave (nothing is measured yet, so Triton comes first); on a CPU sdpa, which is torch's own attention and products and runs by name on any device."),
-                io.Combo.Input("dense_attention", optional=True, options=["auto", "flash"], default="auto", advanced=True,
-                    tooltip="What computes the steps and blocks that stay dense. auto: the attention ComfyUI was started with. flash: the flash-attn package, where it is installed."),
+                io.Combo.Input("dense_attention", optional=True, options=["auto", *dense.NAMES], default="auto", advanced=True,
+                    tooltip="What computes the steps and blocks that stay dense. auto: what the checkpoint asks for, or the attention ComfyUI was started with. flash: the flash-attn package, as exact. sage: the sageattention package, and int8: ComfyUI's own INT8 attention; both quantised, for speed, and less exact. SVG2 Doctor says which are there."),
                 # Last: files keep the values of a node's inputs by their places.
                 io.Float.Input("density", optional=True, default=0.0, min=0.0, max=1.0, step=0.005,
                     tooltip="Share of the pairs of video tokens that is computed exactly; pairs are chosen by the error of leaving them out. Higher: closer to dense, slower. 1: equals dense. 0: auto. Not together with top_p."),
@@ -130,16 +131,22 @@ def _place(hidden: io.HiddenHolder | None) -> str | None:
     return hidden.dynprompt.get_display_node_id(hidden.unique_id) if hidden.dynprompt else hidden.unique_id
 
 
-def _dense_attention(choice: str):
-    """The host's function for `choice`; None, with a word in the log, where this machine does not have it."""
+def _dense_attention(choice: str) -> dense.DenseAttention | None:
+    """What computes dense calls in place of the host's choice; None for auto, and for flash where it is not there.
+
+    Without flash the video is the same, so a word in the log will do. Without the others it would be another video: an error.
+    """
     if choice == "auto":
         return None
-    if choice != "flash":
-        raise ValueError(f"dense_attention: {choice!r} is not accepted; it takes auto or flash")
-    function = get_attention_function("flash", None)
-    if function is None:
-        log.warning("SVG2: dense_attention is flash, but the package flash-attn is not installed; ComfyUI's own attention is used")
-    return function
+    found = dense.find(choice) if choice in dense.NAMES else None
+    if isinstance(found, dense.DenseAttention):
+        return found
+    if choice == "flash":
+        log.warning("SVG2: dense_attention is flash, but %s; ComfyUI's own attention is used", found.detail)
+        return None
+    accepted = ["auto", *(name for name in dense.NAMES if name == "flash" or not isinstance(dense.find(name), Refusal))]
+    why = f" ({found.detail})" if found else ""
+    raise ValueError(f"dense_attention: {choice!r} is not accepted; it takes {' or '.join(accepted)} on this machine{why}")
 
 
 def preset_values(tokens: int = 75_600) -> dict[str, dict]:

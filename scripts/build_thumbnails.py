@@ -65,11 +65,19 @@ def place_models(models: Path, workflows: list[dict]) -> None:
                 path.touch()
 
 
-class Editor:
-    """`async with Editor(url, chromium) as editor`: the front end of the server at `url` in headless Chromium."""
+def videos_of(workflows: list[dict]) -> list[str]:
+    """The videos that workflows load. No installation has one, and the host's folder of inputs is not ours to write to."""
+    return [node["widgets_values"][0] for graph in workflows for node in graph["nodes"] if node["type"] == "LoadVideo"]
 
-    def __init__(self, url: str, chromium: str, settings: dict = SETTINGS):
-        self.url, self.chromium, self.settings = url, chromium, settings
+
+class Editor:
+    """`async with Editor(url, chromium) as editor`: the front end of the server at `url` in headless Chromium.
+
+    videos: the editor is made to believe that the server has these, empty ones.
+    """
+
+    def __init__(self, url: str, chromium: str, settings: dict = SETTINGS, videos: list[str] | None = None):
+        self.url, self.chromium, self.settings, self.videos = url, chromium, settings, videos or []
         self.complaints: list[str] = []
 
     async def __aenter__(self):
@@ -79,6 +87,9 @@ class Editor:
         self.browser = await self.playwright.chromium.launch(executable_path=self.chromium, args=["--no-sandbox"])
         self.page = await self.browser.new_page(viewport={"width": WIDTH, "height": 800})
         await self.page.request.post(f"{self.url}/settings", data=self.settings)
+        await self.page.route("**/object_info", self._list_videos)
+        for video in self.videos:
+            await self.page.route(f"**/view?*{video}*", lambda route: route.fulfill(content_type="video/mp4", body=b""))
         await self.page.goto(self.url)
         await self.page.wait_for_function(
             "!!(window.app?.canvas && window.LiteGraph?.registered_node_types?.SVG2Report)", timeout=120_000
@@ -92,6 +103,12 @@ class Editor:
     async def __aexit__(self, *_):
         await self.browser.close()
         await self.playwright.stop()
+
+    async def _list_videos(self, route) -> None:
+        response = await route.fetch()
+        info = await response.json()
+        info["LoadVideo"]["input"]["required"]["file"][1]["options"] += self.videos
+        await route.fulfill(response=response, json=info)
 
     async def open(self, workflow: dict) -> list[str]:
         """Load a graph. -> what is wrong with how it looks, in words"""
@@ -156,7 +173,8 @@ async def build(comfyui: Path, names: list[str], chromium: str, base: Path, outp
     workflows = {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     place_models(base / "models", list(workflows.values()))
     failed = 0
-    async with Server(comfyui, base, LOG, cpu=True) as server, Editor(server.url, chromium) as editor:
+    videos = videos_of(list(workflows.values()))
+    async with Server(comfyui, base, LOG, cpu=True) as server, Editor(server.url, chromium, videos=videos) as editor:
         for name, workflow in workflows.items():
             wrong = await editor.open(workflow)
             twin = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Compile the Triton kernels with every version of Triton that they are for: `python scripts/triton_matrix.py [3.3.1 3.6.0]`.
 
-Each version gets a folder of its own below .cache/, put before .venv's. The table goes into tests/kernels/TRITON.md. No GPU is needed; about an hour on
-one core.
+Each version gets a folder of its own below .cache/, put before .venv's. The table goes into tests/kernels/TRITON.md. No GPU is
+needed; an hour on one core. The suite itself compiles with the newest for two architectures, and with the oldest for one.
 """
 
 import json
@@ -16,6 +16,11 @@ import host
 VERSIONS = ("3.3.1", "3.4.0", "3.5.1", "3.6.0", "3.7.1")
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 TABLE = host.ROOT / "tests/kernels/TRITON.md"
+
+
+def oldest() -> str:
+    """The oldest version that the kernels are for, and that there is for this Python."""
+    return VERSIONS[0] if sys.version_info < (3, 14) else "3.5.1"
 
 
 def folder(version: str) -> str:

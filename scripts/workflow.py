@@ -70,8 +70,8 @@ def _widget_values(saved: list | dict, spec: dict) -> dict:
     saved, values = list(saved), {}
     for name, (kind, *rest) in spec.items():
         options = rest[0] if rest else {}
-        if options.get("forceInput") or not (isinstance(kind, list) or kind in WIDGETS):
-            continue
+        if options.get("forceInput") or not (isinstance(kind, list) or kind.split(",")[0] in WIDGETS):
+            continue  # of several types, "FLOAT,INT", the first one has the widget
         if not saved:
             if "default" in options:
                 values[name] = options["default"]

@@ -11,13 +11,15 @@ from .config import SVG2Config
 from .layout import Layout
 from .ops.exact_rows import COUNT, exact_rows, squared_error
 from .ops.far_field import far_field
-from .ops.kmeans import cluster_means
+from .ops.kmeans import Clusters, cluster_means
 from .ops.moments import Moments, moments
 from .ops.near_field import near_field
 from .ops.report import exact_pairs, summary
 from .ops.select import select_by_error, select_by_mass
 from .ops.workspace import heads_that_fit, work_memory
 from .threads import side_by_side
+
+Keys = dict[tuple[int, int], Clusters]  # clusters of keys, by first head and end
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class AttentionResult:
     dense attention on a few rows that were answered exactly too; expected_error, the same as the moments foretell it, not
     to scale. The last two are None where the backend or the settings have no such thing.
     text_share: how much of the density is pairs with a text token, all of which are exact.
+    keys: the clusters of the keys, by chunk of heads, where the queries were a part of the video: for the other parts.
     """
 
     out: torch.Tensor
@@ -39,6 +42,7 @@ class AttentionResult:
     error: torch.Tensor | None = None
     expected_error: torch.Tensor | None = None
     text_share: float = 0.0
+    keys: Keys | None = None
 
 
 def svg2_attention(
@@ -52,11 +56,15 @@ def svg2_attention(
     scale: float | None = None,
     backend: str = "torch",
     heads_at_a_time: int | None = None,
+    keys: Keys | None = None,
 ) -> AttentionResult:
-    """Sparse attention of q, k, v `[B, H, N, D]` (one float dtype, any strides).
+    """Sparse attention of q `[B, H, Nq, D]` over k, v `[B, H, N, D]` (one float dtype, any strides).
 
     warm: per batch row, the centroids this row's last call returned, or None for a cold start.
     scale: of the logits; default 1 / sqrt(D). heads_at_a_time: split the call by heads to need less memory.
+    keys: where queries are a part of the video (`layout.queries`), what the call of an earlier part over the same keys returned:
+    then the keys are not clustered again, and all else is this part's own. Without it, each part clusters the keys by its own
+    queries.
 
     Raises ValueError where shapes disagree, a cluster count exceeds the number of video tokens, or gradients are asked for.
     Source: SVG2 (arXiv 2505.18875), algorithm 1; the metric, the moments, the rule of errors and the far field are this
@@ -72,15 +80,15 @@ def svg2_attention(
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
 
     def answer(heads: slice) -> _Part:
-        return _heads(q, k, v, out, layout, config, warm, scale, backend, heads)
+        return _heads(q, k, v, out, layout, config, warm, scale, backend, heads, keys and keys.get(_name(heads)))
 
     with torch.cuda.device_of(q):  # Triton launches on the current device
         parts = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
     rows = zip(*(part.centroids for part in parts), strict=True)
-    tokens, video = q.shape[2], layout.video_len
-    text_share = (tokens**2 - video**2) / tokens**2
+    all_pairs, video = q.shape[2] * k.shape[2], layout.queries_len * layout.video_len
+    text_share = (all_pairs - video) / all_pairs
     pairs, squares, foreseen = (_all_heads([getattr(part, name) for part in parts]) for name in ("pairs", "squares", "foreseen"))
-    found = summary(pairs, squares, foreseen, tokens=tokens, rows=min(COUNT, video), backend=backend)
+    found = summary(pairs, squares, foreseen, all_pairs=all_pairs, rows=min(COUNT, layout.queries_len), backend=backend)
     return AttentionResult(
         out=out,
         density=found.density + text_share if text_share else found.density,
@@ -89,19 +97,20 @@ def svg2_attention(
         error=found.error,
         expected_error=found.expected_error,
         text_share=text_share,
+        keys=None if layout.queries is None else {_name(heads): part.keys for heads, part in zip(chunks, parts, strict=True)},
     )
 
 
 def _check(q, k, v, layout, config, warm, heads_at_a_time) -> None:
     """Raise ValueError naming the input that does not fit."""
     for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape or x.dtype != q.dtype:
-            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)}")
+        if (*x.shape[:2], *x.shape[3:]) != (*q.shape[:2], *q.shape[3:]) or x.shape != k.shape or x.dtype != q.dtype:
+            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, but q is {q.dtype} {list(q.shape)} and k {list(k.shape)}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise ValueError("q, k or v asks for gradients, which sparse attention does not have: call it under torch.no_grad()")
-    layout.check(q.shape[2])
-    tokens = layout.video_len
-    for name, count in zip(("q_clusters", "k_clusters"), config.cluster_counts(tokens), strict=True):
+    layout.check(q.shape[2], k.shape[2])
+    counts = config.cluster_counts(layout.video_len, layout.queries_len)
+    for name, count, tokens in zip(("q_clusters", "k_clusters"), counts, (layout.queries_len, layout.video_len), strict=True):
         if count > tokens:
             raise ValueError(f"{name}: {count} clusters for {tokens} video tokens; it takes at most one per token")
     if len(warm) != q.shape[0]:
@@ -118,8 +127,8 @@ def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config, backend: 
     if q.is_cpu:
         return q.shape[1]
     rank = min(config.metric_directions, q.shape[3])
-    counts = config.cluster_counts(layout.video_len)
-    return min(heads_that_fit(layout.video_len, *counts, q.shape[3], rank, q.shape[0], work_memory(q.device)), q.shape[1])
+    counts = config.cluster_counts(layout.video_len, layout.queries_len)
+    return min(heads_that_fit(max(layout.video_len, layout.queries_len), *counts, q.shape[3], rank, q.shape[0], work_memory(q.device)), q.shape[1])
 
 
 @dataclass(frozen=True)
@@ -129,19 +138,22 @@ class _Part:
 
     centroids: list[Centroids]
     groups: Groups
+    keys: Clusters
     pairs: torch.Tensor
     squares: torch.Tensor
     foreseen: torch.Tensor | None = None
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, keys) -> _Part:
     """Answer some heads of the call into their part of `out`."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
-    video = [x[:, :, layout.video] for x in (q, k, v)]
+    video = [x[:, :, there] for x, there in zip((q, k, v), (layout.video_queries, layout.video, layout.video), strict=True)]
 
     # 1. Queries and keys are grouped by meaning, each on its own.
     warm = [None if w is None else w.of_heads(heads) for w in warm]
-    q_groups, k_groups, centroids = cluster(*video[:2], warm, config, scale=scale, first_head=heads.start, backend=backend)
+    q_groups, k_groups, centroids = cluster(
+        *video[:2], warm, config, scale=scale, first_head=heads.start, backend=backend, keys=keys
+    )
     groups, of_groups = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
 
     # 2. What is known of the groups, and of pairs of groups, without a look at pairs of tokens.
@@ -174,7 +186,11 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads) -> _Part:
             layout=layout, order=order, exact=exact, **of_groups,
         )  # fmt: skip
     squares = squared_error(exact, out, layout, backend=backend)
-    return _Part(centroids, groups, exact_pairs(q_groups, k_groups, selected, backend=backend), squares, foreseen)
+    return _Part(centroids, groups, k_groups, exact_pairs(q_groups, k_groups, selected, backend=backend), squares, foreseen)
+
+
+def _name(heads: slice) -> tuple[int, int]:
+    return heads.start, heads.stop
 
 
 def _all_heads(parts: list[torch.Tensor | None]) -> torch.Tensor | None:

@@ -14,24 +14,29 @@ DEFAULT_LIMIT_BYTES = 512 * 2**20
 class Centroids:
     """What one batch row of one block carries to the next step, all fp16.
 
-    q `[H, Cq, W]`, k `[H, Ck, W]`: centroids in the space in which clusters are made. q_projection, k_projection
-    `[H, D, W]`: what takes tokens there; None where that is the tokens' own space.
+    q `[H, Cq, W]`, k `[H, Ck, W]`: centroids in the space in which clusters are made; k is None where another call of the block
+    keeps them. q_projection, k_projection `[H, D, W]`: what takes tokens there; None where that is the tokens' own space.
     """
 
     q: torch.Tensor
-    k: torch.Tensor
+    k: torch.Tensor | None
     q_projection: torch.Tensor | None = None
     k_projection: torch.Tensor | None = None
 
     @staticmethod
-    def pack(*fields: torch.Tensor) -> list["Centroids"]:
+    def pack(
+        q: torch.Tensor, k: torch.Tensor | None = None, q_projection: torch.Tensor | None = None, k_projection: torch.Tensor | None = None
+    ) -> list["Centroids"]:
         """Of a call's rows, from the fields `[B, H, ...]` of all of them."""
+        named = {"q": q, "k": k, "q_projection": q_projection, "k_projection": k_projection}
+        fields = [x for x in named.values() if x is not None]
         # A bf16 model may have activations past fp16's range; a clipped start is a start, an infinite one is not.
         limit = torch.finfo(torch.float16).max
-        clipped = torch._foreach_clamp_max(torch._foreach_clamp_min(list(fields), -limit), limit)  # of all in one launch
+        clipped = torch._foreach_clamp_max(torch._foreach_clamp_min(fields, -limit), limit)  # of all in one launch
         packed = [torch.empty_like(x, dtype=torch.float16) for x in fields]
         torch._foreach_copy_(packed, clipped)
-        return [Centroids(*(x[i] for x in packed)) for i in range(len(fields[0]))]
+        named.update(zip((name for name, x in named.items() if x is not None), packed, strict=True))
+        return [Centroids(**{name: x if x is None else x[i] for name, x in named.items()}) for i in range(len(q))]
 
     @staticmethod
     def cat(parts: tuple["Centroids", ...]) -> "Centroids":

@@ -82,11 +82,16 @@ class SVG2Config:
         _require(self.min_tokens >= 0, "min_tokens", "0 or more tokens", self.min_tokens)
         parse_block_ranges(self.dense_blocks)
 
-    def cluster_counts(self, tokens: int) -> tuple[int, int]:
-        """Query and key cluster counts for `tokens` video tokens. Fixed counts are returned as they are."""
+    def cluster_counts(self, tokens: int, queries: int | None = None) -> tuple[int, int]:
+        """Query and key cluster counts for `tokens` video tokens. Fixed counts are returned as they are.
+
+        queries: how many there are where they are a part of the video; their clusters shrink with its square root, for a part of a
+        video is nearly as diverse as all of it.
+        """
         q = round(self.q_clusters_per_sqrt_token * math.sqrt(tokens))
         k = min(round(tokens / self.tokens_per_k_cluster), self.max_k_clusters)
-        return self.q_clusters or min(max(1, q), tokens), self.k_clusters or min(max(1, k), tokens)
+        q, k = self.q_clusters or min(max(1, q), tokens), self.k_clusters or min(max(1, k), tokens)
+        return q if queries in (None, tokens) else min(max(1, round(q * math.sqrt(queries / tokens))), queries), k
 
 
     @property

@@ -16,7 +16,7 @@ class Schedule:
     so heun's second evaluation, at the next step's sigma, counts as that next step.
 
     sigmas: the sampler's schedule of this run, its n + 1 values for n steps.
-    continuation: the run continues another sampler's latent (a second stage): it has no warm-up of its own.
+    continuation: the run begins from a half-done latent (a second stage, a partial denoise): it has no warm-up of its own.
     """
 
     sigmas: tuple[float, ...]

@@ -22,10 +22,16 @@ from .files import ModelFile
 PACK = "svg2-sparse-attention"
 VALUES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}  # kinds of input that are widgets
 BYPASSED = 4
+UPLOADS = ("image_upload", "video_upload")  # options beside whose widget the editor keeps another one
 
 # Heights in the editor: a row of sockets, a row with a widget, what surrounds them, and the title above a node.
 SLOT, WIDGET, FRAME, TITLE = 20, 24, 6, 30
 NODE_GAP, GROUP_GAP, COLUMN_GAP, PADDING, HEADING = 26, 30, 64, 14, 44
+
+
+def is_widget(kind: str) -> bool:
+    """Whether the editor shows an input of this type as a widget. Of several types, "FLOAT,INT", the first one counts."""
+    return kind.split(",")[0] in VALUES
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,13 @@ class Node:
         """The saved values: those of the inputs, and the editor's own widgets beside seeds and uploads."""
         values = []
         for name, (kind, options) in self.specs().items():
-            if kind not in VALUES:
+            if not is_widget(kind):
                 continue
             given = self.values.get(name, options.get("default"))
             values.append(options.get("default", 0) if isinstance(given, Output) else given)
             if options.get("control_after_generate"):
                 values.append("fixed")
-            if options.get("image_upload"):
+            if any(map(options.get, UPLOADS)):
                 values.append("image")
         return values
 
@@ -77,9 +83,9 @@ class Node:
         """(name, type, is it a widget, is it optional): the inputs that links can end in, as the editor saves them."""
         rows = []
         for name, (kind, _) in self.specs().items():
-            if kind not in VALUES or isinstance(self.values.get(name), Output):
+            if not is_widget(kind) or isinstance(self.values.get(name), Output):
                 optional = name in self.info["input"].get("optional", {})
-                rows.append((name, kind, kind in VALUES, optional))
+                rows.append((name, kind, is_widget(kind), optional))
         return sorted(rows, key=lambda row: row[2])  # sockets before widgets, otherwise in order
 
     def least_height(self) -> int:
@@ -230,7 +236,7 @@ class Graph:
     def _api_node(self, node: Node) -> dict:
         inputs = {}
         for name, (kind, options) in node.specs().items():
-            value = node.values.get(name, options.get("default") if kind in VALUES else None)
+            value = node.values.get(name, options.get("default") if is_widget(kind) else None)
             if isinstance(value, Output):
                 if value.node.mode == BYPASSED:  # nothing comes out of it: it has no input of that type to pass on
                     continue

@@ -1,137 +1,37 @@
 """One function per workflow. Sizes, steps, guidance, shift and samplers are those of the host's own templates."""
 
-# ruff: noqa: RUF001  (Chinese commas)
-from . import files, notes
-from .graph import Graph, Node
-
-WAN_NEGATIVE = (  # Wan's own, which its authors recommend for all its models
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，"
-    "画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+from . import files, notes, recipes_with_sound
+from .graph import Graph
+from .pieces import (
+    BLUE,
+    BREEZE,
+    EXACT_TEXT,
+    FOX,
+    GOLD,
+    GREEN,
+    HARBOUR,
+    MARKET,
+    PURPLE,
+    SEED,
+    TURN,
+    WAN_NEGATIVE,
+    custom_sampler,
+    file_note,
+    finish,
+    k_sampler,
+    load_experts,
+    load_wan,
+    load_wan_rest,
+    note,
+    prompts,
+    report,
+    save,
+    size_note,
+    start_image,
+    steps_note,
+    svg2,
+    svg2_note,
 )
-HARBOUR = "A small red fishing boat leaves a harbour at dawn, mist over calm water, gulls circling, the camera follows at a distance, soft golden light, cinematic."
-MARKET = "A busy night market in the rain, lanterns reflected in puddles, people with umbrellas pass by, steam rises from food stalls, the camera glides slowly forward."
-FOX = "A fox runs through deep snow between pine trees, powder flying up behind it, low winter sun, tracking shot from the side."
-TURN = "The girl in the pink dress lifts her arms and turns around on the green hill while clouds drift by and the camera moves slowly closer."
-BREEZE = "A girl in a pink dress stands on a green hill in the wind, her hair and her dress move, clouds drift by, the camera moves slowly closer."
-START_IMAGE = "Choose a start image of your own: the example only shows that it works."
-EXACT_TEXT = "The prompt's tokens always stay exact, in both directions."
-SEED = 42
-BLUE, GREEN, PURPLE, GOLD = "#3f789e", "#3f7a50", "#7a4f9e", "#8a7a3a"
-
-
-# --- pieces ---
-
-
-def load_wan(g: Graph, model: files.ModelFile, vae: files.ModelFile = files.WAN21_VAE) -> tuple:
-    """-> the model's node, the text encoder's and the VAE's"""
-    g.column(430)
-    g.group("1  Load", BLUE)
-    return g.add("UNETLoader", unet_name=model, weight_dtype="default"), *load_wan_rest(g, vae)
-
-
-def load_wan_rest(g: Graph, vae: files.ModelFile) -> tuple:
-    clip = g.add("CLIPLoader", clip_name=files.UMT5, type="wan", device="default")
-    return clip, g.add("VAELoader", vae_name=vae)
-
-
-def load_experts(g: Graph, experts: tuple, loras: tuple) -> list[Node]:
-    """Wan 2.2's two models, each followed by its LoRA if there are any."""
-    g.column(520 if loras else 480)
-    g.group("1  Load", BLUE)
-    models = []
-    for noise, expert, lora in zip(("High", "Low"), experts, loras or (None, None), strict=True):
-        model = g.add("UNETLoader", f"{noise} noise expert", unet_name=expert, weight_dtype="default")
-        if lora:
-            title = f"{noise} noise expert: 4 steps"
-            model = g.add("LoraLoaderModelOnly", title, model=model["MODEL"], lora_name=lora, strength_model=1.0)
-        models.append(model)
-    return models
-
-
-def file_note(g: Graph) -> None:
-    """Ends the column of the loaders: after the last of them, so that it knows all files."""
-    g.group("Files", GOLD)
-    note(g, "Files to download", notes.files(g.files()))
-
-
-def note(g: Graph, title: str, text: str) -> None:
-    g.note(title, text, notes.height(text, g.width))
-
-
-def svg2_note(g: Graph, after: str = "the loader, LoRAs and the shift") -> None:
-    g.group("About SVG2", GOLD)
-    note(g, "About SVG2", notes.svg2(after))
-
-
-def size_note(g: Graph, *size, **more) -> None:
-    g.group("About the size", GOLD)
-    models = [file.name for file in g.files() if file.directory == "diffusion_models"]
-    half = not any("fp8" in name for name in models)
-    note(g, "Size and memory", notes.size(*size, half=half, **more))
-
-
-def prompts(g: Graph, clip: Node, *texts: str) -> tuple:
-    """-> the conditioning of the positive prompt, and of the negative one if there is one."""
-    g.column(400)
-    g.group("2  Describe", GREEN)
-    named = zip(("Positive prompt", "Negative prompt"), texts, strict=False)
-    nodes = [g.add("CLIPTextEncode", title, tall=150, clip=clip["CLIP"], text=text) for title, text in named]
-    return tuple(node["CONDITIONING"] for node in nodes)
-
-
-def start_image(g: Graph, title: str = "Start image", **more) -> Node:
-    """ComfyUI's own example picture: every installation has it."""
-    return g.add("LoadImage", title, tall=314, image="example.png", **more)
-
-
-def svg2(g: Graph, model: Node, shift: float | None, expert: str = "") -> tuple:
-    """ModelSamplingSD3 if the model takes a shift, then SVG2, last before the sampler. -> (shift or model, SVG2)"""
-    g.column(340)
-    g.group(f"3  SVG2{expert}", PURPLE)
-    if shift is not None:
-        model = g.add("ModelSamplingSD3", model=model["MODEL"], shift=shift)
-    patched = g.add("SVG2SparseAttention", f"SVG2{expert}" if expert else None, model=model["MODEL"])
-    g.room(190)
-    return model, patched
-
-
-def k_sampler(g: Graph, model: Node, conditioning: tuple, latent, title=None, seed=SEED, **settings) -> Node:
-    return g.add(
-        "KSampler", title, model=model["MODEL"], positive=conditioning[0], negative=conditioning[1],
-        latent_image=latent, seed=seed, denoise=1.0, **settings,
-    )  # fmt: skip
-
-
-def save(g: Graph, frames: Node, fps: int, name: str, title: str | None = None) -> None:
-    video = g.add("CreateVideo", images=frames["IMAGE"], fps=float(fps), bit_depth=8)
-    g.add("SaveVideo", title, video=video["VIDEO"], filename_prefix=name, format="auto", codec="auto")
-    g.room(250)
-
-
-def report(g: Graph, patched: Node, samples, frames: Node, title: str | None = None, tall: int = 560) -> None:
-    g.add("SVG2Report", title, tall=tall, stats=patched["stats"], samples=samples, images=frames["IMAGE"])
-    g.room(140)
-
-
-def finish(g: Graph, patched: Node, sampler: Node, vae: Node, fps: int, samples: str = "LATENT", tiles=None) -> Graph:
-    """Decode, save, report: the last nodes of a graph with one sampler."""
-    if tiles:
-        names = ("tile_size", "overlap", "temporal_size", "temporal_overlap")
-        tiles = dict(zip(names, tiles, strict=True))
-        frames = g.add("VAEDecodeTiled", samples=sampler[samples], vae=vae["VAE"], **tiles)
-    else:
-        frames = g.add("VAEDecode", samples=sampler[samples], vae=vae["VAE"])
-    in_parts = sampler.type == "SamplerCustomAdvanced"  # which fills its column
-    if in_parts:
-        g.column(440)
-    g.group("5  Save", BLUE)
-    save(g, frames, fps, f"video/svg2_{g.name}")
-    if not in_parts:
-        g.column(440)
-    g.group("6  What ran sparse", PURPLE)
-    report(g, patched, sampler[samples], frames, tall=380 if in_parts else 560)
-    return g
-
 
 # --- Wan 2.1 ---
 
@@ -166,7 +66,7 @@ def wan21_i2v_14b_720p(g: Graph) -> Graph:
     positive, negative = prompts(g, clip, TURN, WAN_NEGATIVE)
     image = start_image(g)
     seen = g.add("CLIPVisionEncode", clip_vision=vision["CLIP_VISION"], image=image["IMAGE"], crop="none")
-    size_note(g, 1280, 720, 81, 16, more=START_IMAGE)
+    size_note(g, 1280, 720, 81, 16, more=notes.START_IMAGE)
     _, patched = svg2(g, loader, 8.0)
     svg2_note(g)
     g.column(360)
@@ -213,7 +113,7 @@ def _wan22_14b(g: Graph, experts: tuple, steps: int, cfg: float, loras: tuple = 
     size = {"width": 640, "height": 640, "length": 81, "batch_size": 1}
     if from_image:
         image = start_image(g)
-        size_note(g, 640, 640, 81, 16, more=START_IMAGE)
+        size_note(g, 640, 640, 81, 16, more=notes.START_IMAGE)
     else:
         latent = g.add("EmptyHunyuanLatentVideo", "Size", **size)["LATENT"]
         size_note(g, 640, 640, 81, 16)
@@ -223,8 +123,7 @@ def _wan22_14b(g: Graph, experts: tuple, steps: int, cfg: float, loras: tuple = 
     note(g, "Two experts, two SVG2 nodes", notes.EXPERTS)
     _, low = svg2(g, models[1], 5.0, ", low noise")
     if loras:
-        g.group("About four steps", GOLD)
-        note(g, "Four steps", notes.FOUR_STEPS)
+        steps_note(g, "four")
 
     g.column(360)
     g.group("4  Sample", GREEN)
@@ -270,6 +169,70 @@ def wan22_t2v_14b_4steps(g: Graph) -> Graph:
     return _wan22_14b(g, files.WAN22_T2V, steps=4, cfg=1.0, loras=files.WAN22_T2V_4STEPS)
 
 
+# The example of ComfyUI's tutorial. No installation has a video of its own.
+DRIVING_VIDEO = "video_wan2_2_14B_animate_original_video.mp4"
+TUTORIAL = "https://docs.comfy.org/tutorials/video/wan/wan2-2-animate"
+DANCE = "The girl in the pink dress dances on the green hill."
+
+
+def wan22_animate_14b(g: Graph) -> Graph:
+    """Pose transfer. The pose is drawn by the host's own nodes, where the template has other packs'."""
+    g.column(520)
+    g.group("1  Load", BLUE)
+    model = g.add("UNETLoader", unet_name=files.WAN22_ANIMATE, weight_dtype="default")
+    for title, lora in (("Few steps", files.WAN_DISTILLED), ("Relight", files.WAN22_RELIGHT)):
+        model = g.add("LoraLoaderModelOnly", title, model=model["MODEL"], lora_name=lora, strength_model=1.0)
+    clip, vae = load_wan_rest(g, files.WAN22_14B_VAE)
+    vision = g.add("CLIPVisionLoader", clip_name=files.CLIP_VISION_H)
+    pose_model = g.add("CheckpointLoaderSimple", "Pose model", ckpt_name=files.SDPOSE)
+    file_note(g)
+
+    given = prompts(g, clip, DANCE, WAN_NEGATIVE)
+    image = start_image(g, "Character")
+    seen = g.add("CLIPVisionEncode", clip_vision=vision["CLIP_VISION"], image=image["IMAGE"], crop="none")
+    # One frame more for the character, in the latent.
+    size_note(g, 640, 640, 77, None, frames=lambda length: notes.by_four(length) + 1, more=notes.UNTRIED)
+
+    g.column(340)
+    g.group("3  Driving video", GREEN)
+    driving = g.add("LoadVideo", "Driving video", tall=314, file=DRIVING_VIDEO)
+    parts = g.add("GetVideoComponents", video=driving["VIDEO"])
+    scaled = g.add("ImageScale", image=parts["images"], upscale_method="lanczos", width=640, height=640, crop="center")
+    pose = g.add("SDPoseKeypointExtractor", model=pose_model["MODEL"], vae=pose_model["VAE"], image=scaled["IMAGE"])
+    drawn = g.add(
+        "SDPoseDrawKeypoints", keypoints=pose["keypoints"], draw_body=True, draw_hands=True, draw_face=False, draw_feet=False,
+        stick_width=4, face_point_size=2, score_threshold=0.5,
+    )  # fmt: skip
+    boxes = g.add("SDPoseFaceBBoxes", keypoints=pose["keypoints"])
+    face = g.add("CropByBBoxes", image=scaled["IMAGE"], bboxes=boxes["bboxes"], output_width=512, output_height=512)
+    g.group("About the inputs", GOLD)
+    note(g, "Character and driving video", notes.animate(TUTORIAL))
+
+    _, patched = svg2(g, model, 8.0, number=4)
+    svg2_note(g)
+    steps_note(g, "six")
+
+    g.column(400)
+    g.group("5  Sample", GREEN)
+    start = g.add(
+        "WanAnimateToVideo", "Size", positive=given[0], negative=given[1], vae=vae["VAE"], width=640, height=640,
+        length=77, batch_size=1, clip_vision_output=seen["CLIP_VISION_OUTPUT"], reference_image=image["IMAGE"],
+        face_video=face["IMAGE"], pose_video=drawn["IMAGE"],
+    )  # fmt: skip
+    steps = {"steps": 6, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    sampler = k_sampler(g, patched, (start["positive"], start["negative"]), start["latent"], **steps)
+    # The latent begins with the character's image, which is none of the video's frames.
+    trimmed = g.add("TrimVideoLatent", samples=sampler["LATENT"], trim_amount=start["trim_latent"])
+    frames = g.add("VAEDecode", samples=trimmed["LATENT"], vae=vae["VAE"])
+
+    g.column(440)
+    g.group("6  Save", BLUE)
+    save(g, frames, parts["fps"], f"video/svg2_{g.name}", audio=parts["audio"])
+    g.group("7  What ran sparse", PURPLE)
+    report(g, patched, sampler["LATENT"], frames, tall=380)
+    return g
+
+
 # --- HunyuanVideo ---
 
 
@@ -281,17 +244,6 @@ def _load_hunyuan(g: Graph, model: files.ModelFile, encoders: tuple, kind: str, 
     decoder = g.add("VAELoader", vae_name=vae)
     file_note(g)
     return loader, clip, decoder
-
-
-def _custom_sampler(g: Graph, shifted: Node, guider: Node, latent: Node) -> Node:
-    """The sampler in parts, as HunyuanVideo's templates have it. The sigmas follow the model's own shift."""
-    noise = g.add("RandomNoise", noise_seed=SEED)
-    kind = g.add("KSamplerSelect", sampler_name="euler")
-    sigmas = g.add("BasicScheduler", model=shifted["MODEL"], scheduler="simple", steps=20, denoise=1.0)
-    return g.add(
-        "SamplerCustomAdvanced", noise=noise["NOISE"], guider=guider["GUIDER"], sampler=kind["SAMPLER"],
-        sigmas=sigmas["SIGMAS"], latent_image=latent["LATENT"],
-    )  # fmt: skip
 
 
 def hunyuan_video_t2v(g: Graph) -> Graph:
@@ -306,7 +258,7 @@ def hunyuan_video_t2v(g: Graph) -> Graph:
     g.column(360)
     g.group("4  Sample", GREEN)
     guider = g.add("BasicGuider", model=patched["MODEL"], conditioning=guidance["CONDITIONING"])
-    sampler = _custom_sampler(g, shifted, guider, latent)
+    sampler = custom_sampler(g, shifted, guider, latent)
     return finish(g, patched, sampler, vae, 24, samples="output", tiles=(256, 64, 64, 8))
 
 
@@ -321,7 +273,7 @@ def hunyuan_video_1_5_t2v(g: Graph) -> Graph:
     g.column(360)
     g.group("4  Sample", GREEN)
     guider = g.add("CFGGuider", model=patched["MODEL"], positive=positive, negative=negative, cfg=6.0)
-    sampler = _custom_sampler(g, shifted, guider, latent)
+    sampler = custom_sampler(g, shifted, guider, latent)
     return finish(g, patched, sampler, vae, 24, samples="output")
 
 
@@ -337,7 +289,7 @@ def cosmos_predict2_video2world(g: Graph) -> Graph:
     file_note(g)
     given = prompts(g, clip, BREEZE, "")
     image = start_image(g)
-    more = f"This model is particular about size and length: keep 848 x 480 and 93 frames. {START_IMAGE}"
+    more = f"This model is particular about size and length: keep 848 x 480 and 93 frames. {notes.START_IMAGE}"
     size_note(g, 848, 480, 93, 16, more=more)
     _, patched = svg2(g, loader, None)
     svg2_note(g, "the loader and LoRAs")
@@ -399,9 +351,15 @@ RECIPES = {
     "wan2.2_t2v_14B": wan22_t2v_14b,
     "wan2.2_i2v_14B": wan22_i2v_14b,
     "wan2.2_t2v_14B_4steps": wan22_t2v_14b_4steps,
+    "wan2.2_animate_14B": wan22_animate_14b,
     "hunyuan_video_t2v": hunyuan_video_t2v,
     "hunyuan_video_1.5_t2v": hunyuan_video_1_5_t2v,
     "cosmos_predict2_video2world": cosmos_predict2_video2world,
+    "minimax_h3_t2v": recipes_with_sound.minimax_h3_t2v,
+    "minimax_h3_i2v": recipes_with_sound.minimax_h3_i2v,
+    "minimax_h3_i2v_turbo": recipes_with_sound.minimax_h3_i2v_turbo,
+    "ltx2.3_i2v": recipes_with_sound.ltx23_i2v,
+    "ltx2.5_i2v": recipes_with_sound.ltx25_i2v,
     "compare_dense_and_svg2": compare_dense_and_svg2,
 }
 

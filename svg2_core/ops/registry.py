@@ -1,8 +1,7 @@
-"""Backends of the operations: what each one supports, checked before the call, and which failed.
+"""Which backend takes a call: what each one supports, checked before the call, and which failed.
 
-A backend is a name shared by all operations; each operation's folder holds its implementation in a file of that name
-(`reference.py` is "torch"). "auto" takes the first, in the order of preference.py, that supports the call and passed its
-self-test on that device. `SVG2_BACKEND` in the environment takes the place of "auto".
+"auto" takes the first, in the order of preference.py, that supports the call and passed its self-test on that device.
+`SVG2_BACKEND` in the environment takes the place of "auto".
 """
 
 import importlib
@@ -12,13 +11,14 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from types import ModuleType
+from functools import lru_cache, partial
 
 import torch
 
 from ..reasons import Reason, Refusal
+from .implementations import NAMES, PREBUILT
 from .preference import order_for
+from .self_test import self_test
 from .triton_versions import too_old
 
 
@@ -37,10 +37,6 @@ class Backend:
 
     name: str
     unsupported: Callable[[Call], Refusal | None]
-
-
-# Which of cuda/*.cu a backend of prebuilt kernels loads.
-PREBUILT = {"cuda": "near_field_fa2", "cuda_fa3": "near_field_fa3"}
 
 
 def triton_refusal(device: torch.device) -> Refusal | None:
@@ -114,44 +110,28 @@ def _sdpa_unsupported(call: Call) -> Refusal | None:
     return None
 
 
-def _cuda_unsupported(call: Call) -> Refusal | None:
-    return _prebuilt_unsupported("cuda", call, _cuda_missing)
-
-
-def _cuda_fa3_unsupported(call: Call) -> Refusal | None:
-    if call.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(call.device)
-        if capability != (9, 0):
-            return Refusal(Reason.UNSUPPORTED_DEVICE, f"cuda_fa3: needs a GPU of compute capability 9.0 (Hopper), this one has {capability[0]}.{capability[1]}")
-    return _prebuilt_unsupported("cuda_fa3", call, _cuda_fa3_missing)
-
-
-def _prebuilt_unsupported(name: str, call: Call, missing_on: Callable[[torch.device], str | None]) -> Refusal | None:
+def _prebuilt_unsupported(name: str, call: Call) -> Refusal | None:
+    kernels = PREBUILT[name]
     if call.device.type != "cuda":
         return Refusal(Reason.UNSUPPORTED_DEVICE, f"{name}: needs an NVIDIA GPU, not {call.device.type}")
+    capability = torch.cuda.get_device_capability(call.device)
+    if kernels.capability not in (None, capability):
+        needed, found = (".".join(map(str, x)) for x in (kernels.capability, capability))
+        return Refusal(Reason.UNSUPPORTED_DEVICE, f"{name}: needs a GPU of compute capability {needed} (Hopper), this one has {found}")
     refused = _triton_unsupported(call)  # all but its near field is Triton's
     if refused is not None:
         return Refusal(refused.reason, f"{name} needs {refused.detail}")
     if call.head_dim not in (64, 128):
         return Refusal(Reason.UNSUPPORTED_HEAD_DIM, f"{name}: head dimension {call.head_dim} is neither 64 nor 128")
     try:
-        missing = missing_on(call.device)
+        missing = _prebuilt_missing(kernels.source, call.device)
     except torch.OutOfMemoryError as error:
         return Refusal(Reason.OUT_OF_MEMORY, f"{name}: {error}")
     return Refusal(Reason.NO_BACKEND, f"{name}: {missing}") if missing else None
 
 
-def _cuda_missing(device: torch.device) -> str | None:
-    """Why the prebuilt kernels cannot be loaded on a GPU; None if they can."""
-    return _source_missing(PREBUILT["cuda"], device)
-
-
-def _cuda_fa3_missing(device: torch.device) -> str | None:
-    """The same for the kernels for Hopper."""
-    return _source_missing(PREBUILT["cuda_fa3"], device)
-
-
-def _source_missing(source: str, device: torch.device) -> str | None:
+def _prebuilt_missing(source: str, device: torch.device) -> str | None:
+    """Why the prebuilt kernels of a source cannot be loaded on a GPU; None if they can."""
     try:
         from ...cuda import driver
     except ImportError as error:  # the core alone, without the pack around it
@@ -160,33 +140,16 @@ def _source_missing(source: str, device: torch.device) -> str | None:
 
 
 _BACKENDS = {
-    "cuda": Backend("cuda", _cuda_unsupported),
-    "cuda_fa3": Backend("cuda_fa3", _cuda_fa3_unsupported),
+    **{name: Backend(name, partial(_prebuilt_unsupported, name)) for name in PREBUILT},
     "triton": Backend("triton", _triton_unsupported),
     "sdpa": Backend("sdpa", _sdpa_unsupported),
     "torch": Backend("torch", _torch_unsupported),
 }
-NAMES = tuple(_BACKENDS)  # what a user may ask for
 
 log = logging.getLogger("svg2")
 _retired: dict[str, str] = {}
 _tested: set[tuple[str, Call]] = set()
 _lock = threading.Lock()
-
-
-def implementation(package: str, backend: str) -> ModuleType:
-    """The module of an operation (its package name) that implements `backend`; imported at first use."""
-    if backend not in NAMES:
-        raise ValueError(f"backend: {backend!r} is not accepted; it takes {', '.join(NAMES)}")
-    return importlib.import_module(_file(package, backend), package)
-
-
-def _file(package: str, backend: str) -> str:
-    if backend == "torch":
-        return ".reference"
-    if backend in PREBUILT and not package.endswith(".near_field"):
-        return ".triton"  # all else is Triton's; the prebuilt kernels are the near field
-    return f".{backend}"
 
 
 def check_name(requested: str) -> None:
@@ -226,8 +189,6 @@ def _self_test(name: str, call: Call) -> Refusal | None:
 
     Only a shortage of memory says nothing about the backend: it is tested again at its next call.
     """
-    from .self_test import self_test
-
     log.info("SVG2: testing the %s kernels on %s; their first use compiles them, which takes a while", name, call.device)
     try:
         self_test(name, call.device, call.dtype, call.head_dim)

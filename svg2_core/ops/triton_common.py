@@ -1,5 +1,6 @@
 """What the Triton kernels share."""
 
+import functools
 import os
 
 import torch
@@ -10,6 +11,13 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(1e9)  # that statistics take: fp32 still holds its fourth power
+# Numbers that follow a video's size, prompt or settings. Triton compiles a kernel anew for a number that is 1 or divisible by 16;
+# of these it learns nothing by that. (Strides it does need to know: rows are copied 16 bytes at a time where these divide by 16.)
+SIZES = (
+    "n", "n_queries", "n_video", "n_text", "q_start", "video_start", "samples", "count", "c", "c_q", "c_k", "c_count", "m_count", "h", "chunks", "step",
+    "slots", "most", "granules", "budget", "depth", "seed", "role", "first_head",
+)  # fmt: skip
+kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
 
 @triton.jit
@@ -67,6 +75,12 @@ def finite(x):
     return tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
 
 
+def cdiv(size: int, block: int) -> int:
+    """How many blocks hold so many: triton.cdiv, which takes several microseconds outside of a kernel."""
+    return -(-size // block)
+
+
+@functools.lru_cache
 def block_of(size: int) -> int:
     """The block that holds so many channels, and is enough for a product on tensor cores."""
     return max(16, triton.next_power_of_2(size))

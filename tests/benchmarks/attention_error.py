@@ -2,7 +2,7 @@
 
     python tests/benchmarks/attention_error.py
 
-A table for the README: at equal density, with skipped clusters dropped (the paper), represented by their centroids (both on
+A table for web/docs/measurements.md: at equal density, with skipped clusters dropped (the paper), represented by their centroids (both on
 Euclidean clusters, pairs chosen by mass), and by the far field of first order (clusters in the metric of the logits, pairs
 chosen by expected error). Clusters start cold, in the numbers of the balanced preset, on a CPU in fp32. Also written to
 results/attention_error.csv.
@@ -81,7 +81,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     print(table(rows))
-    write_table(ROOT / "README.md", "attention_error", table(rows))
+    write_table(ROOT / "web/docs/measurements.md", "attention_error", table(rows))
 
 
 if __name__ == "__main__":

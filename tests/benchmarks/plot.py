@@ -1,6 +1,6 @@
-"""Draw the newest records of results/speed.csv, and renew the README's table from them: python tests/benchmarks/plot.py
+"""Draw the newest records of results/speed.csv, and renew the table of web/docs/measurements.md from them: python tests/benchmarks/plot.py
 
-Three pictures under web/docs/img/, where the README finds them: error against time, time against tokens, share of each stage.
+Three pictures under web/docs/img/, where the documents find them: error against time, time against tokens, share of each stage.
 """
 
 import csv
@@ -78,7 +78,7 @@ def share_of_stages(rows: list[dict], where: str) -> None:
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
 
 
-def readme_table(rows: list[dict], where: str) -> str:
+def table(rows: list[dict], where: str) -> str:
     lines = []
     for shape in dict.fromkeys(r["shape"] for r in rows if not r["shape"].startswith(("growth", "q-clusters"))):
         mine = [r for r in rows if r["shape"] == shape]
@@ -101,7 +101,7 @@ def main() -> None:
     error_against_time(rows, where)
     time_against_tokens(rows, where)
     share_of_stages(rows, where)
-    write_table(ROOT / "README.md", "speed", readme_table(rows, where))
+    write_table(ROOT / "web/docs/measurements.md", "speed", table(rows, where))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw the newest records of results/speed_cpu.csv, and renew the README's table from them: python tests/benchmarks/plot_cpu.py
 
-Three pictures under web/docs/img/, where the README finds them: time against tokens, error against time, share of each stage.
+Three pictures under web/docs/img/, where web/docs/measurements.md finds them: time against tokens, error against time, share of each stage.
 """
 
 import csv

@@ -76,8 +76,8 @@ def _frozen(anew):
     import torch
     from svg2_pack.svg2_core.ops.kmeans.metric import Space
 
-    def spaces(q, k, rank, scale, past=None):
-        if past is None:
+    def spaces(q, k, rank, scale, past=(None, None)):
+        if past[0] is None:
             return anew(q, k, rank, scale)
         return tuple(Space(p.float(), torch.eye(p.shape[1])) for p in past)
 

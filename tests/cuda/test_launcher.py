@@ -91,11 +91,12 @@ def test_an_attention_call_on_hopper(launcher_fa3, simulate, monkeypatch, head_d
 def test_hopper_kernels_serve_only_who_asks_for_them(monkeypatch, simulate):
     """Nothing of them has been measured: no order that "auto" may take has them."""
     from svg2_pack.svg2_core.ops import preference, registry
+    from svg2_pack.svg2_core.ops.implementations import implementation
     from svg2_pack.svg2_core.reasons import Reason, Refusal
 
     # Before the interpreter is switched off for the registry: kernels are interpreted, or not, from their import on.
     for package in ("kmeans", "select"):
-        module = registry.implementation(f"svg2_pack.svg2_core.ops.{package}", "cuda_fa3")
+        module = implementation(f"svg2_pack.svg2_core.ops.{package}", "cuda_fa3")
         assert module.__name__.endswith(f"{package}.triton")
 
     monkeypatch.setattr(registry, "_self_test", lambda name, call: None)

@@ -43,4 +43,5 @@ def test_any_other_is_served(host, monkeypatch, caplog, version):
 def test_the_registry_is_told_the_same(monkeypatch):
     oldest = load(monkeypatch, None).OLDEST_COMFYUI
     assert f'requires-comfyui = ">={oldest}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f"ComfyUI {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for document in ("README.md", "web/docs/installation.md"):
+        assert f"ComfyUI {oldest} or newer" in (ROOT / document).read_text(encoding="utf-8")

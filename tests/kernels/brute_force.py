@@ -8,31 +8,34 @@ import math
 import torch
 
 
-def pairs(q, k, v, q_labels, k_labels, selected, video_start, text_bias=None, tail=None):
-    """Sparse attention as a dense one: keys `[B,H,M,D]`, values, and a bias `[B,H,N,M]` that is -inf where not computed.
+def pairs(q, k, v, q_labels, k_labels, selected, video_start, text_bias=None, tail=None, q_start=None):
+    """Sparse attention as a dense one: keys `[B,H,M,D]`, values, and a bias `[B,H,Nq,M]` that is -inf where not computed.
 
     M is N, plus one virtual key per key cluster if there is a tail. text_bias `[B, N - V]`, tail (keys, values, biases).
+    q_start: of the video in q, where that is not as in k.
     """
-    b, h, n, _ = q.shape
+    b, h, n, _ = k.shape
     clusters = selected.shape[-1]
-    video = torch.arange(video_start, video_start + q_labels.shape[-1], device=q.device)
+    q_start = video_start if q_start is None else q_start
+    queries = torch.arange(q_start, q_start + q_labels.shape[-1], device=q.device)
+    keys = slice(video_start, video_start + k_labels.shape[-1])
     is_text = torch.ones(n, dtype=torch.bool, device=q.device)
-    is_text[video] = False
+    is_text[keys] = False
 
-    bias = torch.zeros(b, h, n, n, dtype=torch.float64, device=q.device)
+    bias = torch.zeros(b, h, q.shape[2], n, dtype=torch.float64, device=q.device)
     if text_bias is not None:
         bias[..., is_text] += text_bias[:, None, None, :].double()
-    extra = torch.full((b, h, n, clusters), -torch.inf, dtype=torch.float64, device=q.device)
+    extra = torch.full((b, h, q.shape[2], clusters), -torch.inf, dtype=torch.float64, device=q.device)
     for i in range(b):
         for j in range(h):
             chosen = selected[i, j][q_labels[i, j]]  # [V, Ck]: for each video query, the key clusters it sees
-            block = torch.zeros(len(video), len(video), dtype=torch.float64, device=q.device)
+            block = torch.zeros(len(queries), k_labels.shape[-1], dtype=torch.float64, device=q.device)
             block[~chosen[:, k_labels[i, j]]] = -torch.inf
-            bias[i, j, video_start : video_start + len(video), video_start : video_start + len(video)] = block
+            bias[i, j, queries, keys] = block
             if tail is not None:
-                stand_in = tail[2][i, j].double().expand(len(video), clusters).clone()
+                stand_in = tail[2][i, j].double().expand(len(queries), clusters).clone()
                 stand_in[chosen] = -torch.inf
-                extra[i, j, video] = stand_in
+                extra[i, j, queries] = stand_in
     if tail is None:
         return k.double(), v.double(), bias
     return (

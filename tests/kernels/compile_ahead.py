@@ -3,7 +3,7 @@
     python tests/kernels/compile_ahead.py 90 [--all]      (not under TRITON_INTERPRET)
 
 Kernels are taken from the launch path itself, with the specialisation of a run: 16-byte alignment of pointers, integers
-divisible by 16, ones. One JSON line per kernel and configuration.
+divisible by 16, ones; of sizes nothing. One JSON line per kernel and configuration.
 """
 
 import importlib.util
@@ -48,13 +48,13 @@ def source(launch) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.args[parameter.name]
-        if parameter.is_constexpr or value == 1:
+        if parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
             signature[parameter.name], constants[(i,)] = "constexpr", value
         elif isinstance(value, torch.dtype):
             signature[parameter.name], attributes[(i,)] = POINTERS[value], [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "fp32"

@@ -16,10 +16,11 @@ C_Q, C_K = 6, 13
 
 
 class Case:
-    """One call from clusters to the far field. q_labels, k_labels: `[B, H, V]`, else ragged."""
+    """One call from clusters to the far field. q_labels, k_labels: `[B, H, V]`, else ragged; part: which tokens ask, all of them
+    the video's."""
 
     def __init__(self, seed, b=2, h=2, n=190, d=64, video=None, c_q=C_Q, c_k=C_K, q_labels=None, k_labels=None,
-                 dtype=torch.float32, directions=8, factor=1.0, edit=None):  # fmt: skip
+                 dtype=torch.float32, directions=8, factor=1.0, edit=None, part=None):  # fmt: skip
         g = cases.generator(seed)
         start, count = video or (0, n)
         q, k, v = cases.semantic_qkv(g, b, h, n, d)
@@ -27,11 +28,13 @@ class Case:
             q, k, v = edit(q, k, v)
         self.q, self.k, self.v = (factor * q).to(dtype), k.to(dtype), v.to(dtype)
         self.c_q, self.c_k, self.scale = c_q, c_k, d**-0.5
-        self.layout, self.video = Layout(start, count), slice(start, start + count)
-        self.q_labels = cases.ragged_labels(g, b, h, count, c_q) if q_labels is None else q_labels.expand(b, h, count)
+        self.layout = Layout(start, count, queries=part and (0, part.stop - part.start))
+        self.q = self.q[:, :, part or slice(None)]
+        self.video, asking = self.layout.video_queries, self.layout.queries_len
+        self.q_labels = cases.ragged_labels(g, b, h, asking, c_q) if q_labels is None else q_labels.expand(b, h, asking)
         self.k_labels = cases.ragged_labels(g, b, h, count, c_k) if k_labels is None else k_labels.expand(b, h, count)
         self.selected = cases.random_map(g, self.q_labels, self.k_labels, c_q, c_k)
-        tokens = [x[:, :, self.video] for x in (self.q, self.k, self.v)]
+        tokens = [self.q[:, :, self.video], *(x[:, :, self.layout.video] for x in (self.k, self.v))]
         self.groups = cases.clusters_of(self.q_labels, c_q, tokens[0]), cases.clusters_of(self.k_labels, c_k, tokens[1])
         self.known = moments(*tokens, *self.groups, scale=self.scale, directions=directions)
 
@@ -57,7 +60,7 @@ class Case:
             for j in range(self.q.shape[1]):
                 known = [x[i, j] for x in (self.known.log_mass, self.known.directions, self.known.direction_variances)]
                 far = brute_force.far_field(
-                    *(x[i, j, self.video] for x in (self.q, self.k, self.v)), self.q_labels[i, j], self.k_labels[i, j],
+                    self.q[i, j, self.video], *(x[i, j, self.layout.video] for x in (self.k, self.v)), self.q_labels[i, j], self.k_labels[i, j],
                     self.selected[i, j], self.scale, order, known,
                 )  # fmt: skip
                 rows.append(brute_force.merged(near[i, j, self.video], logsumexp[i, j], far, share[i, j].double()))
@@ -75,6 +78,16 @@ def test_it_is_its_definition(order, video, factor):
     text = [t for t in range(190) if not video[0] <= t < sum(video)]
     assert torch.equal(out[:, :, text], near[:, :, text]), "text queries have no far field"
     assert (share <= 1.5).all() and ((share > 0).any() if order else (share == 0).all())
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("video", [(0, 190), (11, 150)], ids=["video_only", "text_around"])
+def test_queries_that_are_a_part(order, video):
+    case = Case(2, video=video, part=slice(40, 101))
+    out, near, logsumexp, share = case.run(order)
+    assert out.shape == (2, 2, 61, 64) and logsumexp.shape == (2, 2, 61)
+    assert errors(out, case.truth(near, logsumexp, share, order))[0] <= 3e-6
+    assert (share > 0).any() if order else (share == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])

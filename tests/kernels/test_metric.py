@@ -103,7 +103,7 @@ def test_inputs_without_extent(queries, keys):
     q, k = queries(tokens(12)), keys(tokens(13))
     n = min(len(q), len(k))
     past = tuple(space.projection for space in spaces(tokens(14), tokens(15), RANK, 0.1))
-    for known in (None, past):
+    for known in ((None, None), past):
         for x, space in zip((q[:n], k[:n]), spaces(q[:n], k[:n], RANK, 0.1, known), strict=True):
             assert space.projection.isfinite().all() and project(x, space.projection).isfinite().all()
             assert space.transfer is None or space.transfer.isfinite().all()

@@ -19,33 +19,37 @@ def precise(default_backend) -> torch.dtype:
 
 
 class Case:
-    """video: (start, count) of `n` tokens."""
+    """video: (start, count) of `n` tokens; part: (start, count) of the video among `asking` queries that are no more than these."""
 
-    def __init__(self, seed, dtype=torch.float32, b=2, h=2, n=190, d=64, video=(0, 190), bias=False, memory="bhnd"):
+    def __init__(self, seed, dtype=torch.float32, b=2, h=2, n=190, d=64, video=(0, 190), bias=False, memory="bhnd", part=None, asking=None):
         g = cases.generator(seed)
         self.q, self.k, self.v = (cases.MEMORY[memory](x.to(dtype)) for x in cases.semantic_qkv(g, b, h, n, d))
+        self.q = self.q[:, :, :asking]
         start, count = video
         text_bias = None
         if bias:
             text_bias = torch.randn(b, n - count, generator=g)
             text_bias[:, ::3] = -torch.inf
-        self.layout, self.scale = Layout(start, count, text_bias), d**-0.5
-        self.q_labels, self.k_labels = (cases.ragged_labels(g, b, h, count, c) for c in (C_Q, C_K))
+        self.layout, self.scale = Layout(start, count, text_bias, part), d**-0.5
+        self.q_labels = cases.ragged_labels(g, b, h, self.layout.queries_len, C_Q)
+        self.k_labels = cases.ragged_labels(g, b, h, count, C_K)
         self.selected = cases.random_map(g, self.q_labels, self.k_labels, C_Q, C_K)
-        x = slice(start, start + count)
-        self.groups = (cases.clusters_of(self.q_labels, C_Q, self.q[:, :, x]), cases.clusters_of(self.k_labels, C_K, self.k[:, :, x]))
+        q, k = self.q[:, :, self.layout.video_queries], self.k[:, :, self.layout.video]
+        self.groups = cases.clusters_of(self.q_labels, C_Q, q), cases.clusters_of(self.k_labels, C_K, k)
 
     def run(self, **kwargs):
         return near_field(self.q, self.k, self.v, *self.groups, self.selected, layout=self.layout, scale=self.scale, **kwargs)
 
     def truth(self):
         return brute_force.pairs(
-            self.q, self.k, self.v, self.q_labels, self.k_labels, self.selected, self.layout.video_start, self.layout.text_bias
-        )
+            self.q, self.k, self.v, self.q_labels, self.k_labels, self.selected, self.layout.video_start, self.layout.text_bias,
+            q_start=self.layout.video_queries.start,
+        )  # fmt: skip
 
 
 LAYOUTS = {"video_only": {}, "text_before": {"video": (30, 160)}, "text_around": {"video": (11, 150)},
-           "padded": {"video": (11, 150), "bias": True}}  # fmt: skip
+           "padded": {"video": (11, 150), "bias": True},
+           "part": {"asking": 60, "part": (0, 60)}, "part_and_text": {"video": (11, 150), "bias": True, "asking": 70, "part": (4, 61)}}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
@@ -55,7 +59,7 @@ def test_it_is_attention_over_what_is_selected(default_backend, dtype, layout):
     out, logsumexp = case.run()
     keys, values, bias = case.truth()
     assert_as_good_as_torch(out, case.q, keys, values, bias, case.scale)
-    expected = brute_force.logsumexp(case.q, keys, bias, case.scale)[:, :, case.layout.video]
+    expected = brute_force.logsumexp(case.q, keys, bias, case.scale)[:, :, case.layout.video_queries]
     assert logsumexp.shape == expected.shape and logsumexp.dtype == torch.float32
     # torch's attention takes biases in its inputs' precision, and the share from which a logsumexp may be read.
     tolerance = 2 * torch.finfo(dtype).eps if default_backend == "sdpa" and dtype != torch.float32 else 1e-5

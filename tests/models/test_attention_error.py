@@ -1,4 +1,4 @@
-"""The README's table of errors and its figure, made again from the shipped checkpoint by the scripts that made them."""
+"""The documents' table of errors and the figure of the method, made again from the shipped checkpoint by the scripts that made them."""
 
 import csv
 import importlib
@@ -41,17 +41,19 @@ def rows(text: str) -> dict[str, list[float]]:
     return found
 
 
-def test_the_table_of_the_readme(script, all_recorded, monkeypatch, tmp_path):
+def test_the_table_of_errors(script, all_recorded, monkeypatch, tmp_path):
     module = script("attention_error")
     monkeypatch.setattr(module, "start", lambda: None)
     monkeypatch.setattr(module, "DENSITIES", (0.05, 0.2))
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    (tmp_path / "README.md").write_text("<!-- attention_error -->\n<!-- /attention_error -->\n")
+    page = "web/docs/measurements.md"
+    (tmp_path / page).parent.mkdir(parents=True)
+    (tmp_path / page).write_text("<!-- attention_error -->\n<!-- /attention_error -->\n")
     monkeypatch.setattr("recorded_attention.record", lambda patcher: all_recorded)
     module.main()
 
-    claimed, made = rows((ROOT / "README.md").read_text(encoding="utf-8")), rows((tmp_path / "README.md").read_text())
+    claimed, made = rows((ROOT / page).read_text(encoding="utf-8")), rows((tmp_path / page).read_text())
     assert set(made) == {"5%", "20%"}
     for name, numbers in made.items():
         # A table, not bits: another number of threads sums in another order, and a bisection ends within 3%.

@@ -20,7 +20,9 @@ STEPS = 2
 
 
 # As parameters: the tests of one variant stay together, so that its model is made once.
-VARIANTS = [pytest.param(v, id=v.name, marks=pytest.mark.xdist_group(v.name)) for v in tiny_models.VARIANTS]
+VARIANTS = [
+    pytest.param(v, id=v.name, marks=pytest.mark.xdist_group(v.name)) for v in [*tiny_models.VARIANTS, tiny_models.ANIMATE_2]
+]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -87,8 +89,9 @@ class Call:
     def errors(self, order: int | None):
         """Relative L2 errors against fp64 of the near field, of the moments, and of the result."""
         q_labels, k_labels = labels(self.q_clusters), labels(self.k_clusters)
+        queries, tokens = self.layout.video_queries, self.layout.video
         keys, values, bias = brute_force.pairs(
-            self.q, self.k, self.v, q_labels, k_labels, self.selected, self.layout.video_start, self.layout.text_bias
+            self.q, self.k, self.v, q_labels, k_labels, self.selected, tokens.start, self.layout.text_bias, q_start=queries.start
         )
         yield rel_l2(self.near, brute_force.attention(self.q, keys, values, bias, self.scale))
         if order is None:
@@ -98,7 +101,7 @@ class Call:
         truth, total = near.clone(), brute_force.logsumexp(self.q, keys, bias, self.scale)
         for i in range(len(self.q)):
             for j in range(self.q.shape[1]):
-                video = [x[i, j, self.layout.video] for x in (self.q, self.k, self.v)]
+                video = self.q[i, j, queries], self.k[i, j, tokens], self.v[i, j, tokens]
                 known = None
                 if order == 1:
                     known = [x[i, j] for x in self.moments]
@@ -107,9 +110,7 @@ class Call:
                         yield (mine - theirs).abs().max().item() / max(1, theirs.abs().max().item())
                     known = known[1], *known[4:]
                 far = brute_force.far_field(*video, q_labels[i, j], k_labels[i, j], self.selected[i, j], self.scale, order, known)
-                truth[i, j, self.layout.video] = brute_force.merged(
-                    near[i, j, self.layout.video], total[i, j, self.layout.video], far, self.share[i, j].double()
-                )
+                truth[i, j, queries] = brute_force.merged(near[i, j, queries], total[i, j, queries], far, self.share[i, j].double())
         yield rel_l2(self.out, truth)
 
 

@@ -86,8 +86,6 @@ def _build(config: str, sizes: dict, loader: bool = True, metadata: dict | None 
         file. Families of which it infers only the published sizes are made from their config.
     adapt: what to do to the network at last.
     """
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
 
@@ -96,8 +94,7 @@ def _build(config: str, sizes: dict, loader: bool = True, metadata: dict | None 
     model = made.get_model({})
     _randomise(model.diffusion_model, seed)
     if not loader:
-        devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-        return comfy.model_patcher.ModelPatcher(model, *devices)
+        return _patcher(model)
     patcher = comfy.sd.load_diffusion_model_state_dict(
         model.diffusion_model.state_dict(),
         model_options={"dtype": torch.float32},
@@ -107,6 +104,14 @@ def _build(config: str, sizes: dict, loader: bool = True, metadata: dict | None 
     if adapt is not None:
         adapt(patcher.model.diffusion_model)
     return patcher
+
+
+def _patcher(model):
+    import comfy.model_management
+    import comfy.model_patcher
+
+    devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model, *devices)
 
 
 # Inputs, described: a tuple of sizes is a random tensor, a function makes its value from a generator.
@@ -205,6 +210,9 @@ def _vace(contexts: int) -> dict:
 
 SCAIL = {"reference_latents": [WAN_FRAME], "pose_video_latent": (1, 16, 5, 8, 8), **WAN_CLIP}
 SCAIL_2 = {**SCAIL, "driving_mask_28ch": (1, 5, 28, 8, 8), "ref_mask_28ch": (1, 6, 28, 16, 16), "ref_mask_flag": False}
+# Of two references the second stands first; what drives the video may be another's motion (the flag is set) or its place.
+SCAIL_2_REFERENCES = {**SCAIL_2, "reference_latents": [WAN_FRAME] * 2, "ref_mask_28ch": (1, 7, 28, 16, 16),
+                      "ref_mask_flag": True}  # fmt: skip
 VACE = {"vace_layers": 2, "vace_in_dim": 96}
 TI2V = {"in_dim": 48, "out_dim": 48}
 AUDIO_LAYERS = {"audio_inject_layers": [0, 2]}
@@ -230,6 +238,8 @@ WAN = [
          {"audio_embed": (1, 5, 8, 5, 1280), "reference_latents": [WAN_FRAME]}, 384, sizes={"in_dim": 36}),
     _wan("wan2.1 scail", "WAN21_SCAIL", "scail", SCAIL, 64 + 320 + 80, sizes={"in_dim": 20}),
     _wan("wan2.1 scail2 replacement", "WAN21_SCAIL2", "scail2", SCAIL_2, 64 + 320 + 80, sizes={"in_dim": 20}),
+    _wan("wan2.1 scail2 2 references", "WAN21_SCAIL2", "scail2", SCAIL_2_REFERENCES, 2 * 64 + 320 + 80,
+         sizes={"in_dim": 20}),
     _wan("wan2.2 5b t2v", "WAN22_T2V", latent=(1, 48, 5, 16, 16), sizes=TI2V),
     _wan("wan2.2 5b i2v", "WAN22_T2V", latent=(1, 48, 5, 16, 16), sizes=TI2V, given=FIRST,
          noise_mask=_first_kept(5, 16, 16)),
@@ -251,6 +261,142 @@ WAN = [
     _wan("wan2.2 in-context", extra={"context_latents": [(1, 16, 4, 16, 16), (1, 16, 1, 12, 20)]},
          latent=(1, 16, 4, 16, 16), tokens=256 + 256 + 60),
 ]  # fmt: skip
+
+
+# Wan Animate 2, which the tests' host does not have: a network under its name that asks attention for the same, in the same
+# order, and does little else. Not the model: what it asks is read off newer hosts (model_animate2.py).
+
+
+def _animate_2_classes():
+    """-> (the network, the host's model around it)"""
+    import comfy.ldm.modules.attention
+    import comfy.ldm.wan.model as wan
+    import comfy.model_base
+    from comfy.ldm.flux.math import apply_rope1
+
+    def attend(q, k, v, options):
+        """q, k, v `[B, N, H, D]`"""
+        heads = q.shape[2]
+        q, k, v = (x.flatten(2) for x in (q, k, v))
+        return comfy.ldm.modules.attention.optimized_attention(q, k, v, heads=heads, transformer_options=options)
+
+    class Block(torch.nn.Module):
+        """Its forward is never called, so that no hook of it runs."""
+
+        def __init__(self, dim: int, heads: int, operations):
+            super().__init__()
+            self.heads = heads
+            self.norm, self.norm_text = (torch.nn.LayerNorm(dim, elementwise_affine=False) for _ in range(2))
+            self.norm_q, self.norm_k = (operations.RMSNorm(dim) for _ in range(2))
+            self.q, self.k, self.v, self.o = (operations.Linear(dim, dim) for _ in range(4))
+            self.cross_attn = wan.WanT2VCrossAttention(dim, heads, operation_settings={"operations": operations})
+
+        def keys_values(self, x, freqs) -> tuple[Tensor, Tensor]:
+            k = self.norm_k(self.k(x)).unflatten(-1, (self.heads, -1))
+            return apply_rope1(k, freqs), self.v(x).unflatten(-1, (self.heads, -1))
+
+        def project(self, x, freqs) -> tuple[Tensor, Tensor, Tensor]:
+            x = self.norm(x)
+            q = self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
+            return apply_rope1(q, freqs), *self.keys_values(x, freqs)
+
+        def rest(self, x, attention, text, options) -> Tensor:
+            x = x + self.o(attention)
+            return x + self.cross_attn(self.norm_text(x), text, transformer_options=options)
+
+        def forward_pose(self, x, freqs, text, options) -> tuple[Tensor, Tensor, Tensor]:
+            """The video that drives: one plain self-attention. Its keys and values go to forward_gen."""
+            q, k, v = self.project(x, freqs)
+            return self.rest(x, attend(q, k, v, options), text, options), k, v
+
+        def forward_gen(self, x, freqs, text, driving, frame, buffers, options) -> Tensor:
+            """Each frame's queries over all keys, and over those of its own frame of the video that drives. The first frame is a
+            reference and has none. The buffers are the same in all blocks: what is behind all keys is written anew for a frame."""
+            q, k, v = self.project(x, freqs)
+            tokens = x.shape[1]
+            if driving is None:
+                return self.rest(x, attend(q, k, v, options), text, options)
+            keys, values = buffers
+            keys[:, :tokens], values[:, :tokens] = k, v
+            out = [attend(q[:, :frame], k, v, options)]
+            for start in range(frame, tokens, frame):
+                keys[:, tokens:], values[:, tokens:] = (x[:, start - frame : start] for x in driving)
+                out.append(attend(q[:, start : start + frame], keys, values, options))
+            return self.rest(x, torch.cat(out, 1), text, options)
+
+    class Network(wan.WanModel):
+        """animate2_cache among its options: an object that keeps, by block, what goes into the branch of the video that drives."""
+
+        def __init__(self, dim, num_heads, num_layers, in_dim, out_dim, operations, device=None, dtype=None, **sizes):
+            super().__init__("t2v", dim=dim, num_heads=num_heads, num_layers=0, ffn_dim=dim, in_dim=in_dim, out_dim=out_dim,
+                             operations=operations, device=device, dtype=dtype)  # fmt: skip
+            self.blocks = torch.nn.ModuleList(Block(dim, num_heads, operations) for _ in range(num_layers))
+
+        def _forward(self, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, pose_latents=None,
+                     **kwargs):  # fmt: skip
+            options, (f, h, w) = transformer_options, x.shape[2:]
+            gen, grid, freqs = self._tokens(x), (f, h // 2, w // 2), self.rope_encode(f, h, w)
+            text = self.text_embedding(context)
+            pose = buffers = freqs_pose = None
+            if pose_latents is not None:
+                pose = self._tokens(torch.cat([pose_latents, torch.ones_like(pose_latents[:, :4]), pose_latents], 1))
+                freqs_pose = self.rope_encode(f - 1, h, w, t_start=1)
+                buffers = gen.new_empty(2, len(gen), gen.shape[1] + grid[1] * grid[2], self.num_heads, self.dim // self.num_heads)
+            cache = options.get("animate2_cache")
+            cached = cache is not None and len(cache.inputs) == len(self.blocks)
+            options.update(grid_sizes=grid, block_type="double", total_blocks=len(self.blocks))
+            for i, block in enumerate(self.blocks):
+                options["block_index"] = i
+                driving = None
+                if pose is not None and cached:
+                    driving = block.keys_values(block.norm(cache.inputs[i]), freqs_pose)
+                elif pose is not None:
+                    if cache is not None:
+                        cache.inputs[i] = pose
+                    pose, *driving = block.forward_pose(pose, freqs_pose, text, options)
+                gen = block.forward_gen(gen, freqs, text, driving, grid[1] * grid[2], buffers, options)
+            time = self.time_embedding(wan.sinusoidal_embedding_1d(self.freq_dim, timestep.flatten()))
+            return self.unpatchify(self.head(gen, time[:, None]), grid)
+
+        def _tokens(self, latent):
+            return self.patch_embedding(latent).flatten(2).transpose(1, 2)
+
+    class Model(comfy.model_base.WAN22_Animate):  # whose inputs it takes
+        def __init__(self, config):
+            flow = comfy.model_base.ModelType.FLOW
+            super(comfy.model_base.WAN21, self).__init__(config, flow, unet_model=Network)
+            self.image_to_video = True
+
+    for made, name in ((Block, "WanAnimate2Block"), (Network, "WanAnimate2Model")):
+        made.__module__, made.__qualname__ = "comfy.ldm.wan.model_animate2", name
+    return Network, Model
+
+
+def _build_animate_2(sizes: dict, seed: int = 0):
+    import comfy.supported_models
+
+    made = comfy.supported_models.WAN21_I2V(sizes)
+    made.set_inference_dtype(torch.float32, None)
+    _, model = _animate_2_classes()
+    model = model(made)
+    _randomise(model.diffusion_model, seed)
+    return _patcher(model)
+
+
+ANIMATE_2_SIZES = {"image_model": "wan2.1", "model_type": "animate2", "dim": 256, "num_heads": 2, "num_layers": 3,
+                   "in_dim": 36, "out_dim": 16}  # fmt: skip
+# In each block one self-attention of the video that drives, over 256 tokens, and five of a frame's 64 queries: over 320 keys,
+# and then four times over those and 64 more.
+ANIMATE_2 = Variant(
+    "wan animate 2",
+    "wan",
+    partial(_build_animate_2, ANIMATE_2_SIZES),
+    partial(_conditioning, (1, 7, 4096), {**WAN_IMAGE, "pose_video_latent": (1, 16, 4, 16, 16)}),
+    partial(_latent, WAN_VIDEO),
+    320,
+    (0, 0),
+    3 * (1 + 5),
+)
 
 
 # Hunyuan Video
@@ -312,6 +458,9 @@ HUNYUAN = [
     _hunyuan15("hunyuan_video 1.5 i2v", more_text=6 + 16,
                extra={**BYT5, "concat_latent_image": HUNYUAN15_VIDEO, "concat_mask": _first_kept(5, 8, 8),
                       "clip_vision_output": _clip(16, 1152)}),
+    # Edits the video that it is given whole.
+    _hunyuan15("capybara edit", more_text=6 + 16,
+               extra={**BYT5, "concat_latent_image": HUNYUAN15_VIDEO, "clip_vision_output": _clip(16, 1152)}),
     _hunyuan15("hunyuan_video 1.5 sr", "HunyuanVideo15_SR_Distilled",
                {**BYT5, "concat_latent_image": (1, 66, 5, 8, 8), "noise_augmentation": 0.7}, more_text=6,
                sizes={"in_channels": 98, "meanflow": True}),
@@ -371,11 +520,23 @@ def _last_kept() -> Tensor:
     return _first_kept(6, 8, 8)().flip(2)
 
 
-def _video_kept():
-    """The noise mask of an audio-video latent whose first frame is given."""
-    import comfy.nested_tensor
+def _small_guide() -> Tensor:
+    """The noise mask of five frames and a guide half as wide and high as they: between its tokens there are none."""
+    mask = _last_kept()
+    mask[:, :, 5] = -1
+    mask[:, :, 5, ::2, ::2] = 0
+    return mask
 
-    return comfy.nested_tensor.NestedTensor([_first_kept(5, 8, 8)(), torch.ones(1, 8, 31, 16)])
+
+def _with_sound(video: Callable):
+    """The noise mask of an audio-video latent, whose sound is all to be made."""
+
+    def make():
+        import comfy.nested_tensor
+
+        return comfy.nested_tensor.NestedTensor([video(), torch.ones(1, 8, 31, 16)])
+
+    return make
 
 
 def _ltxv(name, extra=None, shape=LTX_VIDEO, tokens=320, **rest) -> Variant:
@@ -384,20 +545,27 @@ def _ltxv(name, extra=None, shape=LTX_VIDEO, tokens=320, **rest) -> Variant:
                     blocks=3, metadata=LTXV, **rest)  # fmt: skip
 
 
-def _ltxav(name, **rest) -> Variant:
-    # As wide as both streams' texts together: the text after the host's connectors, which make it 1,024 tokens long.
-    return _variant(name, "ltxv", "LTXAV", {"image_model": "ltxav", **LTXAV}, (1, 12, 512), {"frame_rate": 24.0},
-                    [LTX_VIDEO, (1, 8, 31, 16)], 320, blocks=3, metadata=LTXAV, **rest)  # fmt: skip
+def _ltxav(name, extra=None, shape=LTX_VIDEO, tokens=320, sizes=LTXAV, text=512, **rest) -> Variant:
+    """text: its width, that of both streams' texts together: the text after the host's connectors, which make it 1,024 tokens
+    long."""
+    return _variant(name, "ltxv", "LTXAV", {"image_model": "ltxav", **sizes}, (1, 12, text), {"frame_rate": 24.0, **(extra or {})},
+                    [shape, (1, 8, 31, 16)], tokens, blocks=3, metadata=sizes, **rest)  # fmt: skip
 
 
 GUIDE = {"pre_filter_count": 64, "strength": 1.0, "pixel_mask": None, "latent_shape": [1, 8, 8]}
+GUIDED = {"keyframe_idxs": _keyframe, "guide_attention_entries": [GUIDE]}
+LTX_GUIDED = (1, 128, 6, 8, 8)
+LTX_23 = {**LTXAV, "apply_gated_attention": True, "cross_attention_adaln": True, "caption_proj_before_connector": True}
 LTX = [
     _ltxv("ltxv t2v"),
     _ltxv("ltxv i2v", given=FIRST, noise_mask=_first_kept(5, 8, 8)),
-    _ltxv("ltxv guide", {"keyframe_idxs": _keyframe, "guide_attention_entries": [GUIDE]}, (1, 128, 6, 8, 8), 384,
-          given=slice(5, 6), noise_mask=_last_kept),
+    _ltxv("ltxv guide", GUIDED, LTX_GUIDED, 384, given=slice(5, 6), noise_mask=_last_kept),
     _ltxav("ltxav t2v"),
-    _ltxav("ltxav i2v", given=FIRST, noise_mask=_video_kept),
+    _ltxav("ltxav i2v", given=FIRST, noise_mask=_with_sound(_first_kept(5, 8, 8))),
+    _ltxav("ltxav guide", GUIDED, LTX_GUIDED, 384, given=slice(5, 6), noise_mask=_with_sound(_last_kept)),
+    _ltxav("ltxav ic-lora", GUIDED, LTX_GUIDED, 320 + 16, given=slice(5, 6), noise_mask=_with_sound(_small_guide)),
+    _ltxav("ltxav reference sound", {"ref_audio": {"tokens": (1, 11, 128)}}),
+    _ltxav("ltx 2.3 t2v", sizes=LTX_23, text=256 + 128),
 ]  # fmt: skip
 
 
@@ -416,8 +584,8 @@ MINIMAX = {"image_model": "minimax_h3", "hidden_size": 256, "num_layers": 3, "nu
            "ffn_hidden_size": 512, "text_dim": 320, "time_embed_hidden_size": 256, "time_embed_dim": 128}  # fmt: skip
 
 
-def _cogvideox(name, config, sizes, extra=None, tokens=320, **rest) -> Variant:
-    return _variant(name, "cogvideox", config, {**COGVIDEOX, **sizes}, (1, 10, 4096), extra or {}, [(1, 16, 5, 16, 16)],
+def _cogvideox(name, config, sizes, extra=None, tokens=320, shape=(1, 16, 5, 16, 16), **rest) -> Variant:
+    return _variant(name, "cogvideox", config, {**COGVIDEOX, **sizes}, (1, 10, 4096), extra or {}, [shape],
                     tokens + 10, (10, 0), blocks=3, **rest)  # fmt: skip
 
 
@@ -447,20 +615,25 @@ OTHERS = [
     # Two frames a token, so five are padded to six.
     _cogvideox("cogvideox 1.5 i2v", "CogVideoX_I2V", {"in_channels": 32, "patch_size_t": 2, "ofs_embed_dim": 256},
                {"concat_latent_image": (1, 16, 1, 16, 16)}, tokens=192),
+    # The masks of what to take away, and the video without it.
+    _cogvideox("void inpaint", "CogVideoX_Inpaint", {"in_channels": 48, "patch_size_t": 2},
+               {"concat_latent_image": (1, 32, 4, 16, 16)}, tokens=128, shape=(1, 16, 4, 16, 16)),
     _kandinsky("kandinsky5 lite t2v", {}),
     # Heads of 128 are inferred of the published widths only.
     _kandinsky("kandinsky5 pro i2v", {"model_dim": 256, "axes_dims": (32, 48, 48)},
                {"time_dim_replace": (1, 16, 1, 16, 16), "concat_mask": _first_kept(5, 16, 16)}, loader=False),
     _minimax("minimax t2v", {}),
-    _minimax("minimax keyframes",
+    _minimax("minimax i2v keyframes",
              {"minimax_keyframes": [{"resolved_frame_index": i, "latent": (1, 24, 1, 12, 12)} for i in (0, 21)],
               "minimax_frame_count": 22, "minimax_token_tags": _padded(9, 6)},
              before_audio=2 * 36),
-    _minimax("minimax references",
+    # An image, a video with its sound, a sound.
+    _minimax("minimax r2v references",
              {"minimax_refs": [{"kind": "image", "latent_h": 8, "latent_w": 10, "latent": (1, 24, 1, 8, 10)},
                                {"kind": "video_audio", "latent_t": 2, "latent_h": 8, "latent_w": 8, "ref_audio_t": 5,
-                                "latent": (1, 24, 2, 8, 8), "audio_latent": (1, 32, 2, 5)}]},
-             before_audio=20 + 2 * 5 + 32),
+                                "latent": (1, 24, 2, 8, 8), "audio_latent": (1, 32, 2, 5)},
+                               {"kind": "audio", "ref_audio_t": 7, "audio_latent": (1, 32, 2, 7)}]},
+             before_audio=20 + 2 * 5 + 32 + 2 * 7),
 ]  # fmt: skip
 
 VARIANTS = WAN + HUNYUAN + COSMOSES + LTX + OTHERS

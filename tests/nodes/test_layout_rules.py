@@ -1,6 +1,7 @@
 """What the layouts cannot prove stays dense and says so; what the general rule can prove needs no entry of its own."""
 
 import copy
+import types
 from dataclasses import replace
 
 import pytest
@@ -44,22 +45,26 @@ def test_what_the_general_rule_cannot_prove(svg2, no_families, name):
     assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"} and report.notices
 
 
-def test_parts_of_a_video_under_masks_of_their_own(svg2):
-    """LTX-Video with a guide at half strength: no call has all queries."""
+def test_parts_of_a_video_under_masks_of_their_own(svg2, no_families):
+    """As LTX-Video with a guide at half strength has them: no call has all queries. The general rule knows no masks."""
     variant = VARIANTS["ltxv guide"]
     conditioning = copy.deepcopy(variant.conditioning())
     conditioning[0][1]["guide_attention_entries"][0]["strength"] = 0.5
     dense, sample, report = dense_and_sparse(replace(variant, conditioning=lambda seed=0: conditioning), svg2, top_p=0.3)
     assert torch.equal(sample, dense)
     assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"}
-    assert "a part of the video on its own" in report.notices[0]
+    assert "a part of the video under a mask of its own" in report.notices[0]
 
 
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("strength", [1.0, 0.7])
-def test_guides_of_ltx(svg2, factor, strength):
+@pytest.mark.parametrize("name", ["ltxv t2v", "ltxav t2v"])
+def test_guides_of_ltx(svg2, name, factor, strength):
     """The host's own node, as IC-LoRA workflows use it: a guide that is smaller than the video has no tokens between its own. At
-    full strength it is a part of the video; below, the video is asked for in parts."""
+    full strength it is a part of the video; below, the video and the guide ask each for itself, and the guide, whose masks differ
+    from query to query, stays dense."""
+    from comfy.nested_tensor import NestedTensor
+    from comfy.utils import pack_latents
     from comfy_extras.nodes_lt import LTXVAddGuide
 
     class VAE:
@@ -69,18 +74,20 @@ def test_guides_of_ltx(svg2, factor, strength):
             f, h, w, _ = pixels.shape
             return torch.randn(1, 128, (f - 1) // 8 + 1, h // 32, w // 32, generator=torch.Generator().manual_seed(5))
 
-    variant = VARIANTS["ltxv t2v"]
+    variant = VARIANTS[name]
     positive, negative, latent = LTXVAddGuide.execute(
         variant.conditioning(), variant.conditioning(seed=9), VAE(), {"samples": torch.zeros(1, 128, 5, 8, 8)},
         torch.rand(33, 256, 256, 3, generator=torch.Generator().manual_seed(1)), 0, strength,
         iclora_parameters={"reference_downscale_factor": factor},
     ).result  # fmt: skip
     assert (latent["noise_mask"] < 0).any() == (factor > 1)
+    shape, mask = latent["samples"], latent["noise_mask"]
+    if name == "ltxav t2v":
+        shape, mask = NestedTensor([shape, torch.zeros(1, 8, 31, 16)]), NestedTensor([mask, torch.ones(1, 8, 31, 16)])
 
     def run(model):
-        return tiny_models.tiny_wan.sample(
-            model, steps=2, shape=latent["samples"], positive=positive, negative=negative, noise_mask=latent["noise_mask"]
-        )
+        out = tiny_models.tiny_wan.sample(model, steps=2, shape=shape, positive=positive, negative=negative, noise_mask=mask)
+        return pack_latents(out.unbind())[0] if out.is_nested else out
 
     model = variant.build()
     dense = run(model)
@@ -91,8 +98,65 @@ def test_guides_of_ltx(svg2, factor, strength):
         assert report.dense_calls == {} and report.sparse_calls == 2 * variant.blocks
         assert report.tokens == 320 + 320 // factor**2
     else:
-        assert report.sparse_calls == 0 and set(report.dense_calls) == {"unknown_layout"}
-        assert "a part of the video on its own" in report.notices[0]
+        assert report.sparse_calls == 2 * variant.blocks and report.dense_calls == {"unknown_layout": 2 * variant.blocks}
+        assert report.tokens == 320 and "a part of the video under a mask of its own" in report.notices[0]
+
+
+def animate_2(text=7, **inputs):
+    """Wan Animate 2 with so many text tokens, and other inputs than its own."""
+
+    def conditioning(seed=0):
+        [[embeddings, extra]] = tiny_models.ANIMATE_2.conditioning(seed)
+        return [[embeddings.repeat(1, -(-text // 7), 1)[:, :text], {**extra, **inputs}]]
+
+    return replace(tiny_models.ANIMATE_2, conditioning=conditioning)
+
+
+@pytest.fixture
+def answered(host, monkeypatch):
+    """How many queries, over how many keys, each sparse call has."""
+    from svg2_pack.nodes import override
+
+    lengths = []
+    attend = override._attend
+
+    def watched(run, q, k, v, *rest):
+        lengths.append((q.shape[2], k.shape[2]))
+        return attend(run, q, k, v, *rest)
+
+    monkeypatch.setattr(override, "_attend", watched)
+    return lengths
+
+
+def test_wan_animate_2_without_a_video_that_drives(svg2, answered):
+    """In the steps that its node leaves out: one self-attention in a block."""
+    dense, sample, report = dense_and_sparse(animate_2(pose_video_latent=None), svg2, top_p=1.0)
+    assert rel_l2(sample, dense) <= 1e-4
+    assert answered == [(320, 320)] * 2 * 3 and report.dense_calls == {}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_wan_animate_2(svg2, answered, cached):
+    """The video that drives is one too: its self-attentions, over a frame less than the latent has, are sparse. With its cache they
+    run in the first evaluation alone."""
+    variant = tiny_models.ANIMATE_2
+
+    def run(model):
+        model = model.clone()
+        if cached:
+            model.model_options["transformer_options"]["animate2_cache"] = types.SimpleNamespace(inputs={})
+        return tiny_models.sample(variant, model)
+
+    model = variant.build()
+    patched, _ = svg2(model, **EVERYWHERE, top_p=1.0)
+    assert rel_l2(run(patched), run(model)) <= 1e-4
+    assert answered.count((256, 256)) == 3 * (1 if cached else 2)
+
+
+def test_text_as_long_as_the_video_that_drives(svg2, answered):
+    """Its cross-attention cannot be told from its self-attention."""
+    dense, sample, _ = dense_and_sparse(animate_2(text=256), svg2, top_p=1.0)
+    assert rel_l2(sample, dense) <= 1e-4 and (256, 256) not in answered
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """What newer hosts than the pinned one do around attention calls, stood in for: containers that own q, k and v, attention that a
-checkpoint asks for, and records of a block's allocations or of the whole of it."""
+checkpoint asks for, records of a block's allocations or of the whole of it, and what their models have or leave out."""
 
 import contextlib
 import functools
@@ -224,3 +224,45 @@ def test_a_block_that_is_recorded_as_a_cuda_graph_is_dense(wan, svg2, dense_samp
     assert torch.equal(sample(patched), dense_sample)
     assert stats.latest().dense_calls == {"recorded": 12}
     assert any("CUDA graph" in notice for notice in stats.latest().notices)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_checkpoint_trained_for_a_sparse_attention_of_its_own(minimax, svg2, gated):
+    """FastH3: newer hosts make a layer for its gate, which their own forward does not use."""
+    variant, _ = minimax
+    model = variant.build()
+    dense = tiny_models.sample(variant, model)
+    for block in model.get_model_object("diffusion_model").blocks:
+        block.attn.to_gate_compress = torch.nn.Linear(256, 256, bias=False).requires_grad_(False) if gated else None
+    patched, stats = svg2(model, **EVERYWHERE, top_p=1.0)
+    assert rel_l2(tiny_models.sample(variant, patched), dense) <= 1e-4
+    report = stats.latest()
+    assert ("trained_sparse" in report.remarks) == gated == any("trained for a sparse attention" in x for x in report.notices)
+    assert report.sparse_calls == 2 * variant.blocks
+
+
+@pytest.mark.parametrize("option", ["stg_skip_self_attn", "run_vx"])
+def test_blocks_that_are_told_to_leave_the_video_out(host, svg2, monkeypatch, option):
+    """For guidance by what comes of it, newer hosts evaluate LTX-2 again with a block's self-attention left out, or without the
+    video in it. That is no other node's doing, and no reason to warn."""
+    import comfy.ldm.lightricks.model as network
+
+    variant = next(v for v in tiny_models.VARIANTS if v.name == "ltxav t2v")
+    forward = network.CrossAttention.forward
+
+    def newer_forward(self, x, context=None, *args, transformer_options=None, **kwargs):
+        if context is None and (transformer_options or {}).get("stg_skip_self_attn"):
+            return self.to_out(self.to_v(x))
+        return forward(self, x, context, *args, transformer_options=transformer_options, **kwargs)
+
+    def replace(args, extra):
+        told = {**args["transformer_options"], option: option == "stg_skip_self_attn"}
+        return extra["original_block"]({**args, "transformer_options": told})
+
+    monkeypatch.setattr(network.CrossAttention, "forward", newer_forward)
+    model = variant.build().clone()
+    model.set_model_patch_replace(replace, "dit", "double_block", 1)
+    dense = tiny_models.sample(variant, model)
+    patched, stats = svg2(model, **EVERYWHERE, top_p=1.0)
+    assert rel_l2(tiny_models.sample(variant, patched), dense) <= 1e-4
+    assert stats.latest().sparse_calls == 2 * 2 and stats.latest().dense_calls == {}

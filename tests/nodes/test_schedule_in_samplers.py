@@ -34,11 +34,23 @@ def test_no_warmup_if_the_user_says_zero(wan, svg2):
     assert dense_and_sparse_steps(stats.latest()) == ([], [0, 1, 2, 3])
 
 
-def test_a_partial_denoise_is_a_generation_with_warmup(wan, svg2):
+def noisy(seed=0):
+    return torch.randn(1, 16, 5, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_partial_denoise_of_a_video_has_no_warmup(wan, svg2):
+    """Its latent has the layout; so does the upscaled one of a first stage, which gets noise, too."""
     patched, stats = svg2(wan, preset="paper", dense_blocks="")  # a fifth of the steps
-    sample(patched, steps=4, denoise=0.5, shape=torch.randn(1, 16, 5, 16, 16, generator=torch.Generator().manual_seed(0)))
-    dense, sparse = dense_and_sparse_steps(stats.latest())
-    assert dense == [0] and sparse == [1, 2, 3]
+    sample(patched, steps=4, denoise=0.5, shape=noisy())
+    assert dense_and_sparse_steps(stats.latest()) == ([], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("what", ["empty", "from_the_top"])
+def test_a_generation_has_its_warmup(wan, svg2, what):
+    """An empty latent has no layout, and a full denoise leaves none of a latent's."""
+    patched, stats = svg2(wan, preset="paper", dense_blocks="")
+    sample(patched, steps=4, **({"denoise": 0.5, "shape": torch.zeros(1, 16, 5, 16, 16)} if what == "empty" else {"shape": noisy()}))
+    assert dense_and_sparse_steps(stats.latest()) == ([0], [1, 2, 3])
 
 
 def test_a_second_stage_has_no_warmup(wan, svg2):

@@ -13,14 +13,17 @@ from svg2_pack.svg2_core.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(path for pattern in ("*.md", "cuda/*.md", "web/docs/*.md", "tests/**/*.md") for path in ROOT.glob(pattern))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-HELP = (ROOT / "web/docs/SVG2SparseAttention.md").read_text(encoding="utf-8")
+README, HELP, MODELS, TROUBLESHOOTING, ARCHITECTURE = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", *(f"web/docs/{page}.md" for page in ("SVG2SparseAttention", "models", "troubleshooting", "architecture")))
+)
 # Each command of the documents, by its script, and the test that runs it.
 COMMANDS = {
     "scripts/demo.py": "tests/demo/test_demo.py",
     "scripts/test.py": ".ci/run",
     "scripts/host.py": "tests/demo/test_demo.py",
     "scripts/launch.py": "scripts/comfy_server.py",  # of every server that the tests start
+    "scripts/build_locales.py": "tests/nodes/test_translations.py",  # that what it wrote is what the schemas say
     "scripts/build_workflows.py": "tests/workflows/test_in_the_host.py",
     "scripts/build_thumbnails.py": "tests/browser/test_scripts.py",
     "tests/benchmarks/run.py": "tests/unit/test_benchmark.py",
@@ -51,7 +54,8 @@ def test_links_lead_somewhere(document):
 
 
 def test_every_command_is_run_by_a_test():
-    found = {script for text in (README, (ROOT / "cuda/README.md").read_text(encoding="utf-8")) for script in re.findall(r"python ([\w/]+\.py)", text)}
+    pages = [path for path in DOCUMENTS if path.parent in (ROOT, ROOT / "cuda", ROOT / "web/docs")]
+    found = {script for path in pages for script in re.findall(r"python ([\w/]+\.py)", path.read_text(encoding="utf-8"))}
     assert found == set(COMMANDS)
     for script, runner in COMMANDS.items():
         assert (ROOT / script).is_file()
@@ -61,21 +65,43 @@ def test_every_command_is_run_by_a_test():
 
 def recommended() -> list[list[str]]:
     """The rows of the table of recommended settings."""
-    return [line.split("|")[1:-1] for line in README.splitlines() if re.match(r"\| [^|]+ frames \|", line)]
+    return [line.split("|")[1:-1] for line in MODELS.splitlines() if re.match(r"\| [^|]+ frames \|", line)]
+
+
+def tokens_of(model: str, width: int, height: int, frames: int) -> int:
+    """Of the video as the models cut it up."""
+    if "MiniMax" in model:
+        return ((frames - 5) // 17 * 5 + 2) * (width // 32) * (height // 32)
+    if "LTX" in model:
+        return ((frames - 1) // 8 + 1) * (width // 32) * (height // 32)
+    side = 32 if "5B" in model else 16
+    return ((frames - 1) // 4 + 1 + ("Animate" in model)) * (width // side) * (height // side)
+
+
+def size_and_steps(prompt: dict) -> tuple[tuple[int, int, int], int]:
+    """Of a workflow: width, height and frames, and the steps of its first sampler, or of the last stage's where two stages differ in size."""
+    inputs = [node["inputs"] for node in prompt.values()]
+    titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
+    if whole := titles.get("Start image, whole size"):  # LTX
+        sigmas = [values["sigmas"] for values in inputs if isinstance(values.get("sigmas"), str)]
+        return (whole["width"], whole["height"], titles["Frames"]["value"]), sigmas[-1].count(",")
+    size = next(tuple(i[key] for key in ("width", "height", "length")) for i in inputs if "length" in i)
+    first = titles.get("of these, high noise")
+    return size, first["value"] if first else next(i["steps"] for i in inputs if "steps" in i)
 
 
 def test_recommended_settings():
     """The table's clusters and warm-up are those of the preset."""
-    assert len(recommended()) == 10
+    assert len(recommended()) == 15
     for model, tokens, clusters, steps, note in recommended():
-        family = "hunyuan_video" if "Hunyuan" in model else "cosmos" if "Cosmos" in model else "other" if "5B" in model else "wan_t2v"
+        others = any(name in model for name in ("5B", "MiniMax", "LTX"))
+        family = "hunyuan_video" if "Hunyuan" in model else "cosmos" if "Cosmos" in model else "other" if others else "wan_t2v"
         config, count = preset_config("auto", family), int(tokens.replace(",", ""))
         assert "{} / {}".format(*config.cluster_counts(count)) == clusters.strip(), model
         total = int(steps)
         assert config.warmup_fraction == 0 and config.dense_blocks == "", "the text below the table says so"
         width, height, frames = map(int, re.search(r"(\d+) x (\d+), (\d+) frames", model).groups())
-        side = 32 if "5B" in model else 16
-        assert ((frames - 1) // 4 + 1) * (width // side) * (height // side) == count, model
+        assert tokens_of(model, width, height, frames) == count, model
         if "Wan 2.2 14B" in model:  # warm-up is counted in the sampler that begins
             first, in_all = map(int, re.search(r"the first sampler has (\d+) of the (\d+) steps", note).groups())
             assert first == total and in_all == 2 * first, model
@@ -85,11 +111,7 @@ def test_recommended_settings():
 def test_recommended_settings_have_every_workflow(path):
     """Its size, and the steps of its first sampler."""
     prompt = json.loads(path.read_text(encoding="utf-8"))
-    inputs = [node["inputs"] for node in prompt.values()]
-    size = next(tuple(i[key] for key in ("width", "height", "length")) for i in inputs if "length" in i)
-    titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
-    first = titles.get("of these, high noise")
-    steps = first["value"] if first else next(i["steps"] for i in inputs if "steps" in i)
+    size, steps = size_and_steps(prompt)
     assert any("{} x {}, {} frames".format(*size) in model and int(row[1]) == steps for model, _, *row in recommended())
 
 
@@ -120,7 +142,7 @@ def test_presets():
 
 def test_the_snippet_runs():
     """From the checkout's root, with nothing but what the text says is given."""
-    text, snippet = re.search(r"(The core alone[^\n]*\n[^`]*(?:`[^`\n]+`[^`]*)+)```python\n(.+?)```", README, re.DOTALL).groups()
+    text, snippet = re.search(r"(The core alone[^\n]*\n[^`]*(?:`[^`\n]+`[^`]*)+)```python\n(.+?)```", ARCHITECTURE, re.DOTALL).groups()
     given = ("q", "k", "v", "q2", "k2", "v2")
     assert all(f"`{name}`" in text for name in given)
     inputs = f"import torch\n{', '.join(given)} = torch.randn(6, 1, 2, 320, 64, generator=torch.Generator().manual_seed(0))\n"
@@ -131,11 +153,32 @@ def test_the_snippet_runs():
 
 def test_names():
     """Backends and reasons are called what the program calls them."""
-    assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| ", README, re.MULTILINE)) >= set(registry.NAMES)
-    row = next(line for line in README.splitlines() if line.startswith("| `SVG2_BACKEND`"))
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| ", ARCHITECTURE, re.MULTILINE)) >= set(registry.NAMES)
+    row = next(line for line in ARCHITECTURE.splitlines() if line.startswith("| `SVG2_BACKEND`"))
     assert all(f"`{name}`" in row for name in registry.NAMES)
     never_shown = {Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN, Reason.DISABLED}
     shown = {reason.value for reason in Reason} - {reason.value for reason in never_shown}
-    explained = {name for line in README.splitlines() if line.count("|") == 4 for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    explained = {name for line in TROUBLESHOOTING.splitlines() if line.count("|") == 4 for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert shown <= explained
     assert all(f"`{name}`" in HELP for name in shown)
+
+
+def test_the_readme_is_short():
+    """What it does, a picture and how to get it; all else is a page of its own, which it names."""
+    assert len(README.splitlines()) <= 250
+    pages = {path.name for path in (ROOT / "web/docs").glob("*.md")}
+    assert pages == set(re.findall(r"\(web/docs/(\w+\.md)[#)]", README))
+    assert "**Not run on a GPU yet.**" in README and "None has been run with its real weights yet" in README
+
+
+LAWS = [line for line in (ROOT / "tests/LAWS.md").read_text(encoding="utf-8").splitlines() if re.match(r"\| (?!law |-)", line)]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda line: line.split("|")[1].strip()[:60])
+def test_each_law_has_its_test(law):
+    """The files and functions that hold it are there."""
+    _, _, held, _ = law.split("|")
+    files = re.findall(r"\]\(([\w/]+\.py)\)", held)
+    defined = {name for file in files for name in re.findall(r"def (test_\w+)", (ROOT / "tests" / file).read_text(encoding="utf-8"))}
+    named = re.findall(r"`(test_\w+)`", held)
+    assert files and named and set(named) <= defined, set(named) - defined

@@ -56,7 +56,7 @@ def gpu(monkeypatch):
     missing = {}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(registry, "_triton_missing", lambda: missing.get("triton"))
-    monkeypatch.setattr(registry, "_cuda_missing", lambda device: missing.get("cuda"))
+    monkeypatch.setattr(registry, "_prebuilt_missing", lambda source, device: missing.get("cuda"))
     monkeypatch.setattr(registry, "_self_test", lambda name, call: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return missing

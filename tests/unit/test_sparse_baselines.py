@@ -184,12 +184,14 @@ def test_the_records_are_drawn(packages, bench, monkeypatch, tmp_path):
     made.whole("quality", "torch")
     where = {"gpu": "none", "driver": "1", "torch": "2", "triton": "3", "commit": "abc", "date": "today"}
     common.append_rows(tmp_path / "speed.csv", [{**where, **row} for row in made.rows], run.FIELDS)
-    (tmp_path / "README.md").write_text("# x\n<!-- speed -->\n<!-- /speed -->\n")
+    page = tmp_path / "web/docs/measurements.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("# x\n<!-- speed -->\n<!-- /speed -->\n")
     for name, value in (("RESULTS", tmp_path), ("PICTURES", tmp_path), ("ROOT", tmp_path), ("MAIN", TINY)):
         monkeypatch.setattr(plot, name, value)
     plot.main()
     assert {path.stem for path in tmp_path.glob("*.png")} == {"error_against_time", "time_against_tokens", "share_of_stages"}
-    table = (tmp_path / "README.md").read_text()
+    table = page.read_text()
     with open(tmp_path / "speed.csv", newline="") as file:
         calls = [row for row in csv.DictReader(file) if row["stage"] == "whole call"]
     assert len(calls) == 2 and table.count("\n| tiny |") == 2 and "nan" not in table

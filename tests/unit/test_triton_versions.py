@@ -14,7 +14,7 @@ from svg2_pack.svg2_core.ops.triton_versions import LEAST, too_old
 from svg2_pack.svg2_core.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+INSTALLATION = (ROOT / "web/docs/installation.md").read_text(encoding="utf-8")
 GPU = torch.device("cuda", 0)
 BEFORE = {(3, 2, 0): "3.1.0", (3, 3, 0): "3.2.0", (3, 5, 1): "3.5.0", (3, 3, 1): "3.3.0"}  # the release before each limit
 
@@ -66,7 +66,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch, "__version__", torch_version)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(registry, "_triton_missing", lambda: None)
-        monkeypatch.setattr(registry, "_cuda_missing", lambda device: None)
+        monkeypatch.setattr(registry, "_prebuilt_missing", lambda source, device: None)
         monkeypatch.setattr(registry, "_self_test", self_test)
         known = triton_advice.how_to_get
         monkeypatch.setattr(triton_advice, "how_to_get", lambda *args: known(*args, windows=windows))
@@ -158,10 +158,10 @@ def test_missing_altogether(monkeypatch):
     assert found == f"not installed ({triton_advice.how_to_get('2.8.0+cu128')}): none here"
 
 
-def test_the_readmes_tables():
-    rows = re.findall(r"^\| (\d+\.\d)(?: to \d+\.\d)? \| [^|]+ \| (\d\.\d(?:\.\d)?) to 3\.8", README, re.MULTILINE)
+def test_the_tables_of_the_installation():
+    rows = re.findall(r"^\| (\d+\.\d)(?: to \d+\.\d)? \| [^|]+ \| (\d\.\d(?:\.\d)?) to 3\.8", INSTALLATION, re.MULTILINE)
     assert rows == [(text(capability), text(least).removesuffix(".0")) for capability, least in LEAST.items()]
-    torches, tritons = (re.search(rf"^\| {name} \| (2\.6.*|3\.2.*) \|$", README, re.MULTILINE)[1] for name in ("torch", "`triton-windows`"))
+    torches, tritons = (re.search(rf"^\| {name} \| (2\.6.*|3\.2.*) \|$", INSTALLATION, re.MULTILINE)[1] for name in ("torch", "`triton-windows`"))
     named = {release: triton for cell, triton in zip(torches.split(" | "), tritons.split(" | "), strict=True) for release in cell.split(", ")}
     assert named == {text(release): text(pair) for release, pair in triton_advice.PAIRS.items()}
-    assert "from 3.6 on" in README and max(triton_advice.PAIRS.values()) == (3, 8)
+    assert "from 3.6 on" in INSTALLATION and max(triton_advice.PAIRS.values()) == (3, 8)

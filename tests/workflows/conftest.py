@@ -1,4 +1,4 @@
-"""The real host in this process, with a placeholder for each model file that the workflows load."""
+"""The real host in this process, with a placeholder for each model file and video that the workflows load."""
 
 import asyncio
 import sys
@@ -60,6 +60,8 @@ def queue(loaded, host_base):
 
     base = host_base
     (base / "input/example.png").write_bytes((ROOT / "scripts/demo_nodes/bunny.png").read_bytes())
+    for video in [n["widgets_values"][0] for name in BUILT for n in editor(name)["nodes"] if n["type"] == "LoadVideo"]:
+        (base / "input" / video).touch()
 
     known = {}
     models = [m for name in BUILT for node in editor(name)["nodes"] for m in node["properties"].get("models", [])]

@@ -30,5 +30,7 @@ def declared_inputs(info: dict) -> dict:
         choices = kind if isinstance(kind, list) else options.get("options")
         if choices and isinstance(choices[0], dict):  # a combo whose choices bring inputs of their own
             choices = [choice["key"] for choice in choices]
-        found[name] = ("COMBO" if isinstance(kind, list) else kind, options, choices)
+        kind = "COMBO" if isinstance(kind, list) else kind
+        # Of several types, "FLOAT,INT", the first one has the widget.
+        found[name] = (kind.split(",")[0] if kind.split(",")[0] in PRIMITIVES else kind, options, choices)
     return found

@@ -11,6 +11,8 @@ from shipped import BUILT, FOLDER, NOTE, PRIMITIVES, ROOT, api, declared_inputs,
 pytestmark = [pytest.mark.xdist_group("workflows"), pytest.mark.parametrize("name", BUILT)]
 
 TITLE = 30  # height of the title above a node
+TWO_EXPERTS = {"wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_t2v_14B_4steps"}  # a model for each stage, with an SVG2 of its own
+TWO_STAGES = {"ltx2.3_i2v", "ltx2.5_i2v"}  # one model samples twice
 
 
 def nodes_of(graph: dict) -> dict:
@@ -71,7 +73,7 @@ def test_widget_values(queue, name):
                 assert type(value) is {"STRING": str, "BOOLEAN": bool}[kind], where
             if options.get("control_after_generate"):
                 assert values.pop(0) == "fixed", "so that two runs can be compared"
-            if options.get("image_upload"):
+            if options.get("image_upload") or options.get("video_upload"):
                 assert values.pop(0) == "image"
         assert values == [], node["type"]
 
@@ -141,18 +143,32 @@ def test_svg2_stands_last_before_a_sampler_and_is_reported(name):
         fed = [(i, k, v) for i, node in prompt.items() for k, v in node["inputs"].items() if isinstance(v, list)]
         return [i for i, k, v in fed if v[0] == number and key in (None, k)]
 
+    def before(number: str) -> set[str]:
+        """The nodes that a node waits for."""
+        direct = {v[0] for v in prompt[number]["inputs"].values() if isinstance(v, list)}
+        return direct.union(*map(before, direct))
+
     patched = [i for i, node in prompt.items() if node["class_type"] == "SVG2SparseAttention"]
-    assert len(patched) == (2 if "14B" in name and "wan2.2" in name else 1)
+    assert len(patched) == (2 if name in TWO_EXPERTS else 1)
     for number in patched:
-        sampler = behind(number, "model")
-        while len(sampler) == 1 and prompt[sampler[0]]["class_type"] in ("BasicGuider", "CFGGuider"):
-            sampler = behind(sampler[0])
-        assert len(sampler) == 1 and "Sampler" in prompt[sampler[0]]["class_type"]
+        samplers = behind(number, "model")
+        while len(samplers) == 1 and prompt[samplers[0]]["class_type"] in ("BasicGuider", "CFGGuider"):
+            samplers = behind(samplers[0])
+        assert len(samplers) == (2 if name in TWO_STAGES else 1)
+        assert all("Sampler" in prompt[i]["class_type"] for i in samplers)
+        [last] = [i for i in samplers if set(samplers) - {i} <= before(i)]
         [report] = behind(number, "stats")
         assert prompt[report]["class_type"] == "SVG2Report"
-        assert prompt[report]["inputs"]["samples"] == [sampler[0], 0], "the report is made after this very sampler"
+        assert prompt[report]["inputs"]["samples"] == [last, 0], "the report is made after this very sampler"
         source = prompt[number]["inputs"]["model"][0]
-        assert prompt[source]["class_type"] in ("ModelSamplingSD3", "UNETLoader")
+        assert prompt[source]["class_type"] in ("ModelSamplingSD3", "UNETLoader", "LoraLoaderModelOnly")
+
+
+def test_a_newer_host_is_asked_for_where_one_is_needed(name):
+    from workflows.recipes_with_sound import NEEDS
+
+    notes = "\n".join(node["widgets_values"][0] for node in editor(name)["nodes"] if node["type"] == NOTE)
+    assert re.findall(r"ComfyUI (\S+) or newer", notes) == ([NEEDS[name]] if name in NEEDS else [])
 
 
 def test_its_picture_fits_the_template_browser(name):

@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 
 from ...layout import Layout
-from .. import registry
+from ..implementations import implementation
 
 COUNT = 32  # costs 64 / N of dense attention, and tells a head's error within about a tenth
 ROLE = 2  # of the hash: other places than the clusters' seeds of queries (0) and keys (1)
 
 
 class ExactRows(NamedTuple):
-    """rows: int64 `[H, R]`, indices of video tokens, one in each of R equal stretches; out: their answers, fp32 `[B, H, R, D]`."""
+    """rows: int64 `[H, R]`, indices among the video queries, one in each of R equal stretches; out: their answers, fp32 `[B, H, R, D]`."""
 
     rows: torch.Tensor
     out: torch.Tensor
@@ -29,11 +29,11 @@ def exact_rows(
     first_head: int,
     backend: str = "torch",
 ) -> ExactRows:
-    """Answer a few of the video queries of q, k, v `[B, H, N, D]` by all keys. The places follow from seed, head and length."""
-    count = min(COUNT, layout.video_len)
-    return ExactRows(*registry.implementation(__name__, backend).exact_rows(q, k, v, layout, scale, seed, first_head, count))
+    """Answer a few of the video queries of q `[B, H, Nq, D]` by all keys k, v `[B, H, N, D]`. The places follow from seed, head and length."""
+    count = min(COUNT, layout.queries_len)
+    return ExactRows(*implementation(__name__, backend).exact_rows(q, k, v, layout, scale, seed, first_head, count))
 
 
 def squared_error(exact: ExactRows, out: torch.Tensor, layout: Layout, *, backend: str = "torch") -> torch.Tensor:
     """Of a result `[B, H, N, D]` at the exact rows: squared error and squared norm, summed, fp32 `[B, H, 2]`."""
-    return registry.implementation(__name__, backend).squared_error(exact, out, layout)
+    return implementation(__name__, backend).squared_error(exact, out, layout)

@@ -3,8 +3,8 @@
 import torch
 
 from ...layout import Layout
-from .. import registry
 from ..exact_rows import ExactRows
+from ..implementations import implementation
 from ..kmeans import Clusters
 from ..moments import Moments
 from ..near_field import check_selection
@@ -29,9 +29,9 @@ def far_field(
     exact: ExactRows,
     backend: str = "torch",
 ) -> torch.Tensor:
-    """Merge the far field of the pairs that `selected` leaves out into the near field's `out` `[B, H, N, D]`, in place.
+    """Merge the far field of the pairs that `selected` leaves out into the near field's `out` `[B, H, Nq, D]`, in place.
 
-    logsumexp fp32 `[B, H, V]` and `out`: from `near_field`. With c a query's cluster, j over its skipped key clusters of n_j
+    logsumexp fp32 `[B, H, Vq]` and `out`: from `near_field`. With c a query's cluster, j over its skipped key clusters of n_j
     keys, centroids qc, kj, mean values vj, and the moments' names:
 
         out(q) = (e^lse near(q) + sum_j t_j(q) vj + a rho(q) scale A q) / (e^lse + rho(q)),    rho(q) = sum_j t_j(q)
@@ -50,14 +50,14 @@ def far_field(
     Source: this project. Order 0 is what SVG-EAR (arXiv 2603.08982) does with the centroids, without its tail's error rule.
     """
     b, h = q.shape[:2]
-    check_selection("far_field", q_clusters, k_clusters, selected, (b, h, layout.video_len))
-    if logsumexp.shape != (b, h, layout.video_len) or out.shape != q.shape:
+    check_selection("far_field", q_clusters, k_clusters, selected, layout)
+    if logsumexp.shape != (b, h, layout.queries_len) or out.shape != q.shape:
         raise ValueError(f"far_field: out {list(out.shape)}, logsumexp {list(logsumexp.shape)} do not fit q {list(q.shape)}")
     if order not in ORDERS:
         raise ValueError(f"far_field: order must be 0 or 1, got {order}")
     if exact.out.shape != (b, *exact.rows.shape, q.shape[3]):
         raise ValueError(f"far_field: exact rows {list(exact.rows.shape)} do not fit their answers {list(exact.out.shape)}")
-    return registry.implementation(__name__, backend).far_field(
+    return implementation(__name__, backend).far_field(
         q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected,
         layout=layout, scale=scale, order=order, exact=exact,
     )  # fmt: skip

@@ -20,7 +20,7 @@ def far_field(
     """matrix, merge: how they are computed, by default as below."""
     matrix, merge = matrix or matrix_of, merge or merge_by_rows
     shares = torch.zeros(q.shape[:2], dtype=torch.float32, device=q.device)
-    video = layout.video
+    queries, video = layout.video_queries, layout.video
     for i in range(q.shape[0]):
         for j in range(q.shape[1]):
             q_order, q_offsets, q_centroids = (x[i, j] for x in q_clusters)
@@ -29,7 +29,7 @@ def far_field(
             # log 0 = -inf: an empty cluster weighs nothing. What is selected is computed exactly elsewhere.
             bias = k_offsets.diff().float().log().expand(selected.shape[2:]).masked_fill(selected[i, j], -torch.inf)
             head = StandIns(scale * k_centroids, m.values, bias)
-            args = q[i, j, video], out[i, j, video], logsumexp[i, j], q_order, q_offsets
+            args = q[i, j, queries], out[i, j, queries], logsumexp[i, j], q_order, q_offsets
             if order == 1:
                 head.bias = bias + m.log_mass
                 head.directions, head.variances = m.directions, 0.5 * m.direction_variances.T

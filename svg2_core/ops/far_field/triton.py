@@ -15,10 +15,12 @@ from ..triton_common import (
     LOG2E,
     add_exponentials,
     block_of,
+    cdiv,
     cluster_sizes,
     dot,
     dot_onto,
     finite,
+    kernel,
     products_dtype,
 )
 from .reference import MOST_SHARE, MOST_VARIANCE
@@ -26,7 +28,7 @@ from .reference import MOST_SHARE, MOST_VARIANCE
 _TINY = tl.constexpr(1e-30)
 
 
-@triton.jit
+@kernel
 def skipped_logsumexp_kernel(
     q, k, k_offsets, log_mass, selected, found, scale, c_q, c_k,
     D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -46,7 +48,7 @@ def skipped_logsumexp_kernel(
     tl.store(found + row * c_q + i, tl.where(total == 0.0, float("-inf"), tl.log(total) + peak), mask=i < c_q)
 
 
-@triton.jit
+@kernel
 def skipped_mass_kernel(
     q, k, q_offsets, k_offsets, log_mass, selected, logsumexp, weights, scale, c_q, c_k,
     D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -123,7 +125,7 @@ def _directions(directions, row, dims, axes, D: tl.constexpr, M: tl.constexpr, d
     return tl.load(directions + (row * D + dims)[:, None] * M + axes[None, :], mask=(dims < D)[:, None] & (axes < M)[None, :], other=0.0).to(dtype)
 
 
-@triton.jit
+@kernel
 def matrix_kernel(parts, matrix, sizes, factor, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr):
     """matrix[row] = A^T from its parts, in units of its largest entry; sizes[row]: factor times that entry."""
     row = tl.program_id(0).to(tl.int64)
@@ -145,10 +147,10 @@ def matrix_kernel(parts, matrix, sizes, factor, D: tl.constexpr, SPLITS: tl.cons
     tl.store(sizes + row, largest * factor)
 
 
-@triton.jit
+@kernel
 def share_kernel(
     q, out, logsumexp, q_order, q_offsets, k_offsets, q_centres, keys, values, log_mass, selected, directions, direction_variances,
-    matrix, rows, exact, sizes, shares, scale, h, n, video_start, c_q, c_k, count, depth,
+    matrix, rows, exact, sizes, shares, scale, h, n, q_start, c_q, c_k, count, depth,
     q_b, q_h, q_n, q_d, o_b, o_h, o_n, o_d,
     D: tl.constexpr, M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_J: tl.constexpr, BLOCK_P: tl.constexpr, MOST: tl.constexpr, MOST_SHARE: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
@@ -173,7 +175,7 @@ def share_kernel(
 
     q += row // h * q_b + row % h * q_h
     out += row // h * o_b + row % h * o_h
-    query = token.to(tl.int64) + video_start
+    query = token.to(tl.int64) + q_start
     columns = dims.to(tl.int64)[None, :]
     shown = wanted[:, None] & real[None, :]
     qs = tl.load(q + query[:, None] * q_n + columns * q_d, mask=shown, other=0.0)
@@ -220,11 +222,11 @@ def share_kernel(
     tl.store(sizes + row, share * size)
 
 
-@triton.jit
+@kernel
 def far_field_kernel(
     q, out, logsumexp, q_order, q_offsets, tiles, numbers, k_offsets, q_centres, keys, values, log_mass, selected,
     directions, direction_variances, matrix, sizes,
-    scale, h, n, video_start, c_q, c_k, most, depth,
+    scale, h, n, q_start, c_q, c_k, most, depth,
     q_b, q_h, q_n, q_d, o_b, o_h, o_n, o_d,
     D: tl.constexpr, M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, ROWS: tl.constexpr, ORDER: tl.constexpr, MOST: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
@@ -238,7 +240,7 @@ def far_field_kernel(
     real = dims < D
     q += row // h * q_b + row % h * q_h
     out += row // h * o_b + row % h * o_h
-    query = tokens.to(tl.int64) + video_start
+    query = tokens.to(tl.int64) + q_start
     columns = dims.to(tl.int64)[None, :]
     shown = inside[:, None] & real[None, :]
     qs = tl.load(q + query[:, None] * q_n + columns * q_d, mask=shown, other=0.0)
@@ -291,7 +293,7 @@ def far_field_kernel(
 def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected, *, layout, scale, order, exact):
     """See `far_field` in `__init__.py`."""
     b, h, _, d = q.shape
-    c_q, c_k, rows, n = selected.shape[2], selected.shape[3], b * h, layout.video_len
+    c_q, c_k, rows, n = selected.shape[2], selected.shape[3], b * h, layout.queries_len
     video = [x[:, :, layout.video] for x in (k, v)]
     taken, in_pairs = selected.view(torch.int8), {"D": d, "BLOCK_D": 16, "num_warps": 4, "num_stages": 2}
     fp32 = products_dtype(q.dtype) == torch.float32
@@ -311,20 +313,20 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
             m, directions, variances = 1, q_clusters.centroids.new_zeros(b, h, d, 1), k_clusters.centroids.new_zeros(b, h, c_k, 1)
         of_order = (moments.log_mass.contiguous(), directions, variances)
         skipped, weights, sizes = empty(c_q), empty(c_k), empty()
-        skipped_logsumexp_kernel[triton.cdiv(c_q, 16), rows](
+        skipped_logsumexp_kernel[cdiv(c_q, 16), rows](
             *centroids, k_clusters.offsets, of_order[0], taken, skipped, scale, c_q, c_k, BLOCK_I=16, BLOCK_J=64, **in_pairs
         )
-        skipped_mass_kernel[triton.cdiv(c_k, 64), rows](
+        skipped_mass_kernel[cdiv(c_k, 64), rows](
             *centroids, q_clusters.offsets, k_clusters.offsets, of_order[0], taken, skipped, weights, scale, c_q, c_k,
             BLOCK_I=16, BLOCK_J=64, **in_pairs,
         )  # fmt: skip
         matrix = empty(d, d, dtype=q.dtype)
-        # The weights of A's parts are in units of their mean, which is 1 / n.
-        matrix_kernel[(rows,)](within(*video, k_clusters, weights), matrix, sizes, scale / n, D=d, SPLITS=SPLITS, BLOCK_D=block_of(d), BLOCK_K=16)
+        # The weights of A's parts are in units of their mean, which is 1 / keys.
+        matrix_kernel[(rows,)](within(*video, k_clusters, weights), matrix, sizes, scale / layout.video_len, D=d, SPLITS=SPLITS, BLOCK_D=block_of(d), BLOCK_K=16)
         share_kernel[(rows,)](
             q, out, logsumexp, q_clusters.order, q_clusters.offsets, k_clusters.offsets, centroids[0], keys, values,
             of_order[0], taken, *of_order[1:], matrix, exact.rows.contiguous(), exact.out.contiguous(), sizes, shares,
-            scale * LOG2E.value, h, n, layout.video_start, c_q, c_k, exact.rows.shape[1], d, *q.stride(), *out.stride(),
+            scale * LOG2E.value, h, n, layout.video_queries.start, c_q, c_k, exact.rows.shape[1], d, *q.stride(), *out.stride(),
             M=m, BLOCK_K=min(32, block_of(d)), BLOCK_M=block_of(m), BLOCK_R=COUNT, BLOCK_J=16, BLOCK_P=256, MOST_SHARE=MOST_SHARE,
             **common, num_warps=8, num_stages=1,
         )  # fmt: skip
@@ -335,7 +337,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
         far_field_kernel[most, rows](
             q, out, logsumexp, q_clusters.order, q_clusters.offsets, entries, number, k_clusters.offsets, q_clusters.centroids,
             keys, values, of_order[0], taken, *of_order[1:], matrix, sizes,
-            scale * LOG2E.value, h, n, layout.video_start, c_q, c_k, entries.shape[1], d, *q.stride(), *out.stride(),
+            scale * LOG2E.value, h, n, layout.video_queries.start, c_q, c_k, entries.shape[1], d, *q.stride(), *out.stride(),
             M=m, BLOCK_A=block_of(m), BLOCK_M=tile.rows, BLOCK_N=tile.keys, BLOCK_K=min(32, block_of(d)), ROWS=HIGH, ORDER=order, **common,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import registry
+from ..implementations import implementation
 from .cold_start import cold_start
 from .metric import LogitSpace
 
@@ -58,7 +58,7 @@ def kmeans(
         raise ValueError(f"kmeans: init must be {[b, h, n_clusters, d]}, got {list(init.shape)}")
     if init is None:
         init = cold_start(x, n_clusters, seed=seed, role=role, first_head=first_head)
-    return Clusters(*registry.implementation(__name__, backend).lloyd(x, init, iterations))
+    return Clusters(*implementation(__name__, backend).lloyd(x, init, iterations))
 
 
 def _check_counts(name: str, n_clusters: int, n: int, iterations: int) -> None:
@@ -75,26 +75,26 @@ def logit_spaces(
     *,
     rank: int,
     scale: float,
-    past: tuple[torch.Tensor, torch.Tensor] | None = None,
+    past: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     backend: str = "torch",
 ) -> tuple[LogitSpace, LogitSpace]:
-    """The spaces in which queries and keys `[B, H, N, D]` (any float dtype) are clustered: distances there are differences of
+    """The spaces in which queries `[B, H, Nq, D]` and keys `[B, H, N, D]` (any float dtype) are clustered: distances there are differences of
     the logits scale * q.k, in the `rank` directions in which they vary most (see metric.py).
 
-    past: the projections of an earlier call, `[B, H, D, rank]` of queries and of keys. A token that is not finite counts as
+    past: the projections of an earlier call, `[B, H, D, rank]` of queries and of keys, or None. A token that is not finite counts as
     zero. Kernels take the statistics over an even sample of the tokens. A head's spaces depend on that head alone.
 
     Raises ValueError where shapes disagree or rank is outside 1..D.
     Source: this project.
     """
-    if q.shape != k.shape or q.dim() != 4:
-        raise ValueError(f"logit_spaces: q and k must be one [B, H, N, D], got {list(q.shape)}, {list(k.shape)}")
+    if q.dim() != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], *k.shape[3:]):
+        raise ValueError(f"logit_spaces: q and k must be [B, H, N, D] of one B, H, D, got {list(q.shape)}, {list(k.shape)}")
     if not 1 <= rank <= q.shape[3]:
         raise ValueError(f"logit_spaces: rank must be from 1 to {q.shape[3]}, got {rank}")
     expected = (*q.shape[:2], q.shape[3], rank)
-    if past is not None and any(x.shape != expected for x in past):
-        raise ValueError(f"logit_spaces: past must be two of {list(expected)}, got {[list(x.shape) for x in past]}")
-    return registry.implementation(__name__, backend).logit_spaces(q, k, rank, scale, past)
+    if any(x is not None and x.shape != expected for x in past):
+        raise ValueError(f"logit_spaces: past must be two of {list(expected)}, got {[x if x is None else list(x.shape) for x in past]}")
+    return implementation(__name__, backend).logit_spaces(q, k, rank, scale, past)
 
 
 def kmeans_in(
@@ -124,7 +124,7 @@ def kmeans_in(
     _check_counts("kmeans_in", n_clusters, n, iterations)
     if init is not None and (init.shape != (b, h, n_clusters, w) or space.transfer is None):
         raise ValueError(f"kmeans_in: init must be {[b, h, n_clusters, w]} in the space's past, got {list(init.shape)}")
-    order, offsets, means, points = registry.implementation(__name__, backend).lloyd_in(
+    order, offsets, means, points = implementation(__name__, backend).lloyd_in(
         x, space, n_clusters, init, iterations, seed, role, first_head
     )
     return Clusters(order, offsets, means), points
@@ -137,4 +137,4 @@ def cluster_means(values: torch.Tensor, clusters: Clusters, *, backend: str = "t
     """
     if values.shape[:3] != clusters.order.shape:
         raise ValueError(f"cluster_means: values {list(values.shape)} do not fit clusters of {list(clusters.order.shape)}")
-    return registry.implementation(__name__, backend).cluster_means(values, clusters.order, clusters.offsets)
+    return implementation(__name__, backend).cluster_means(values, clusters.order, clusters.offsets)

@@ -9,6 +9,7 @@ factorisation, a fixed number of times, one head at a time. The solvers of a lib
 differently by the size of a batch.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ def logit_spaces(q, k, rank: int, scale: float, past) -> tuple[LogitSpace, Logit
     for i in range(b):
         for j in range(h):
             tokens = centre(q[i, j]), centre(k[i, j])
-            found = spaces(*tokens, rank, scale, past and (past[0][i, j], past[1][i, j]))
+            found = spaces(*tokens, rank, scale, [x if x is None else x[i, j] for x in past])
             heads.append([(space.projection, x.mean, space.transfer) for space, x in zip(found, tokens, strict=True)])
     return tuple(
         LogitSpace(*(None if part[0] is None else torch.stack(part).unflatten(0, (b, h)) for part in zip(*(head[role] for head in heads), strict=True)))
@@ -150,16 +151,16 @@ class Space(NamedTuple):
 
 
 def spaces(
-    q: Centred, k: Centred, rank: int, scale: float, past: tuple[torch.Tensor, torch.Tensor] | None = None
+    q: Centred, k: Centred, rank: int, scale: float, past: Sequence[torch.Tensor | None] = (None, None)
 ) -> tuple[Space, Space]:
-    """The spaces of logits of one head's queries and keys, in `rank` directions; past: the last call's projections."""
+    """The spaces of logits of one head's queries and keys, in `rank` directions; past: the last call's projections, or None."""
     q_covariance, k_covariance = second_moment(q.tokens), second_moment(k.tokens)
     mean = in_fp64(q.mean)
     q_moment = q_covariance + mean[:, None] * mean
     found = []
     for role, (covariance, metric) in enumerate(((q_covariance, k_covariance), (k_covariance, q_moment))):
         projection = scale * leading_directions(covariance, metric, rank)[0]
-        transfer = None if past is None else _transfer(in_fp64(past[role]), projection, covariance).float()
+        transfer = None if past[role] is None else _transfer(in_fp64(past[role]), projection, covariance).float()
         found.append(Space(*(x if x is None else x.to(q.tokens.device) for x in (finite(projection), transfer))))
     return tuple(found)
 

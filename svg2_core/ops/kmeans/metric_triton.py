@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype, stages_of_transposed
+from ..triton_common import INTERPRETED, block_of, dot, finite, kernel, products_dtype, stages_of_transposed
 from .cold_start_triton import mix
 from .metric import ITERATIONS, LogitSpace
 
@@ -21,7 +21,7 @@ _LEAST_PIVOT = tl.constexpr(1e-3)
 _TINY = tl.constexpr(1e-30)
 
 
-@triton.jit
+@kernel
 def sample_moment_kernel(
     x, parts, sums, shifts, n, samples, h, x_b, x_h, x_n, x_d,
     SPLITS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
@@ -167,7 +167,7 @@ def _times(matrix, z, kept, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.
     return _product(matrix, D, 1, kept, BLOCK_R, 1, D, D, BLOCK_D, BLOCK_R, BLOCK_K)
 
 
-@triton.jit
+@kernel
 def directions_kernel(
     x, c_parts, c_sums, c_shifts, m_parts, m_sums, m_shifts, past, work,
     projection, directions, largest, shift, means, transfer, scale, c_count, m_count,
@@ -280,7 +280,7 @@ def logit_spaces(q, k, rank: int, scale: float, past):
     kinds = ("covariance", "covariance"), ("covariance", "moment")
     return tuple(
         leading_directions(
-            q, mine.tensors, mine.count, other.tensors, other.count, rank, scale, kind, past and past[i], as_space=True
+            q, mine.tensors, mine.count, other.tensors, other.count, rank, scale, kind, past[i], as_space=True
         )
         for i, (mine, other, kind) in enumerate(((of_q, of_k, kinds[0]), (of_k, of_q, kinds[1])))
     )

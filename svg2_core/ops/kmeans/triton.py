@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import INTERPRETED, block_of, dot, finite, products_dtype
+from ..triton_common import INTERPRETED, block_of, cdiv, dot, finite, kernel, products_dtype
 from .cold_start_triton import hashed_token
 from .metric_triton import logit_spaces  # noqa: F401  (the operation's third function)
 
@@ -33,7 +33,7 @@ def _projection(projection, largest, row, dims, cs, D: tl.constexpr, W: tl.const
     return (p / tl.load(largest + row)).to(dtype)
 
 
-@triton.jit
+@kernel
 def assign_kernel(
     x, projection, largest, shifts, away, biases, labels, counts, n, c, h, chunks,
     x_b, x_h, x_n, x_d,
@@ -79,7 +79,7 @@ def assign_kernel(
     tl.store(counts + (row * chunks + chunk) * c + bins, tl.histogram(label, BINS), mask=bins < c)
 
 
-@triton.jit
+@kernel
 def scan_kernel(counts, offsets, c, chunks, BLOCK_T: tl.constexpr, BINS: tl.constexpr):
     """counts[row, chunk, cluster] becomes the cluster's tokens in earlier chunks; offsets[row] of all clusters."""
     row = tl.program_id(0).to(tl.int64)
@@ -95,7 +95,7 @@ def scan_kernel(counts, offsets, c, chunks, BLOCK_T: tl.constexpr, BINS: tl.cons
     tl.store(offsets + row * (c + 1), 0)
 
 
-@triton.jit
+@kernel
 def scatter_kernel(labels, counts, offsets, order, n, c, chunks, CHUNK: tl.constexpr, BLOCK_J: tl.constexpr):
     """order[row, place] = token, ascending within a cluster."""
     row, chunk = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -114,7 +114,7 @@ def scatter_kernel(labels, counts, offsets, order, n, c, chunks, CHUNK: tl.const
     tl.store(order + row * n + place + rank, tokens, mask=inside)
 
 
-@triton.jit
+@kernel
 def means_kernel(
     x, order, offsets, means, projection, largest, shifts, points, middles, away, biases, n, c, h, limit,
     x_b, x_h, x_n, x_d,
@@ -168,7 +168,7 @@ def means_kernel(
         _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D, limit)
 
 
-@triton.jit
+@kernel
 def away_kernel(means, middles, away, biases, c, limit, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """away and biases of centroids that are given."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -179,7 +179,7 @@ def away_kernel(means, middles, away, biases, c, limit, D: tl.constexpr, BLOCK_D
     _store_away(mean, middle, away + at, biases + row * c + cluster, dims < D, limit)
 
 
-@triton.jit
+@kernel
 def start_kernel(
     x, past, transfer, projection, largest, shifts, points, away, biases, n, c, h, limit, seed, role, first_head,
     x_b, x_h, x_n, x_d,
@@ -223,7 +223,7 @@ class _Rounds:
 
     def __init__(self, x, c: int, space=None):
         b, h, n, d = x.shape
-        self.x, self.c, self.rows, self.chunks = x, c, b * h, triton.cdiv(n, CHUNK)
+        self.x, self.c, self.rows, self.chunks = x, c, b * h, cdiv(n, CHUNK)
         self.space, w = space, d if space is None else space.projection.shape[3]
         dtype = x.dtype if space is None else products_dtype(x.dtype)
         self.shape = {"D": d, "BLOCK_D": block_of(d), "W": w, "BLOCK_W": block_of(w)}
@@ -241,7 +241,7 @@ class _Rounds:
     def round(self, means, points, middles) -> None:
         x, c, (_, h, n, _) = self.x, self.c, self.x.shape
         where, in_space = x.stride(), self.space is not None
-        bins = triton.next_power_of_2(c + 1)
+        bins = max(512, triton.next_power_of_2(c + 1))  # at least: one variant serves most videos
         assign_kernel[self.chunks, self.rows](
             x, *self.of_space, self.away, self.biases, self.labels, self.counts, n, c, h, self.chunks, *where,
             **self.shape, CHUNK=CHUNK, BINS=bins, IN_SPACE=in_space, UPCAST=INTERPRETED, **_ASSIGN,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import registry
+from ..implementations import implementation
 from ..kmeans import Clusters
 
 
@@ -40,7 +40,7 @@ def moments(
     directions: int,
     backend: str = "torch",
 ) -> Moments:
-    """Moments of the clusters of video tokens q, k, v `[B, H, N, D]` (one float dtype, any strides).
+    """Moments of the clusters of video queries q `[B, H, Nq, D]` and keys k, v `[B, H, N, D]` (one float dtype, any strides).
 
     directions: M, 0 to D; how many directions the variance within a key cluster is kept in.
     All sums are fp32. A head's moments depend on that head alone.
@@ -48,11 +48,11 @@ def moments(
     Raises ValueError where shapes disagree, or for a count of directions outside 0..D.
     Source: this project (the far field of first order; see far_field).
     """
-    if not q.shape == k.shape == v.shape:
-        raise ValueError(f"moments: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
-    for name, clusters in (("q_clusters", q_clusters), ("k_clusters", k_clusters)):
-        if clusters.order.shape != q.shape[:3] or clusters.centroids.shape[-1] != q.shape[-1]:
-            raise ValueError(f"moments: {name} of {list(clusters.order.shape)} do not fit tokens {list(q.shape)}")
+    if k.shape != v.shape or q.dim() != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        raise ValueError(f"moments: q, k, v must have one shape but for the count of queries, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    for name, clusters, x in (("q_clusters", q_clusters, q), ("k_clusters", k_clusters, k)):
+        if clusters.order.shape != x.shape[:3] or clusters.centroids.shape[-1] != q.shape[-1]:
+            raise ValueError(f"moments: {name} of {list(clusters.order.shape)} do not fit tokens {list(x.shape)}")
     if not 0 <= directions <= q.shape[-1]:
         raise ValueError(f"moments: directions must be from 0 to {q.shape[-1]}, got {directions}")
-    return Moments(*registry.implementation(__name__, backend).moments(q, k, v, q_clusters, k_clusters, scale, directions))
+    return Moments(*implementation(__name__, backend).moments(q, k, v, q_clusters, k_clusters, scale, directions))

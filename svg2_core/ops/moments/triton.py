@@ -9,8 +9,10 @@ from ..triton_common import (
     INTERPRETED,
     add_exponentials,
     block_of,
+    cdiv,
     dot,
     finite,
+    kernel,
     product_of_rows,
     products_dtype,
     stages_of_transposed,
@@ -34,7 +36,7 @@ def deviations(x, order, place, end, centre, x_n, x_d, dims, D: tl.constexpr):
     return tl.where(there, finite(rows.to(tl.float32)) - centre[None, :], 0.0), token
 
 
-@triton.jit
+@kernel
 def within_kernel(
     x, y, order, offsets, centres, weights, parts, n, c, step, h,
     x_b, x_h, x_n, x_d, y_b, y_h, y_n, y_d,
@@ -73,7 +75,7 @@ def within_kernel(
     tl.store(at, acc, mask=real[:, None] & real[None, :])
 
 
-@triton.jit
+@kernel
 def query_variances_kernel(
     q, order, offsets, centres, variances, low, n, c, h, x_b, x_h, x_n, x_d, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
@@ -94,7 +96,7 @@ def query_variances_kernel(
     tl.store(variances + at, total / tl.maximum(end - first, 1).to(tl.float32), mask=dims < D)
 
 
-@triton.jit
+@kernel
 def key_moments_kernel(
     k, v, order, offsets, k_centres, q_centres, for_keys,
     values, log_mass, variance, spread, key_variances, direction_variances,
@@ -168,7 +170,7 @@ def key_moments_kernel(
         tl.store(variance + to, squares / count, mask=qs < c_q)
 
 
-@triton.jit
+@kernel
 def add_product_kernel(
     variance, q_variances, k_variances, factor, c_q, c_k, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
@@ -197,7 +199,7 @@ def within(x, y, clusters, weights=None, step=1) -> torch.Tensor:
 
 def moments(q, k, v, q_clusters, k_clusters, scale, directions):
     """See `moments` in `__init__.py`."""
-    b, h, n, d = q.shape
+    (b, h, n_queries, d), n = q.shape, k.shape[2]
     c_q, c_k, rows = q_clusters.centroids.shape[2], k_clusters.centroids.shape[2], b * h
     shape, fp32 = {"D": d, "BLOCK_D": block_of(d)}, products_dtype(q.dtype) == torch.float32
     m = directions or min(1, d)  # a kernel has no use for arrays of no width
@@ -213,7 +215,7 @@ def moments(q, k, v, q_clusters, k_clusters, scale, directions):
     q_variances, k_variances = empty(c_q, d), empty(c_k, d)
     low = torch.empty(b, h, c_q, d, dtype=products_dtype(q.dtype), device=q.device)
     query_variances_kernel[c_q, rows](
-        q, q_clusters.order, q_clusters.offsets, q_clusters.centroids, q_variances, low, n, c_q, h, *q.stride(), **shape, **_QUERIES
+        q, q_clusters.order, q_clusters.offsets, q_clusters.centroids, q_variances, low, n_queries, c_q, h, *q.stride(), **shape, **_QUERIES
     )
     known = Moments(empty(c_k, d), empty(c_q, c_k), empty(c_q, c_k), empty(c_k), for_queries, empty(c_k, m))
     key_moments_kernel[c_k, rows](
@@ -222,7 +224,7 @@ def moments(q, k, v, q_clusters, k_clusters, scale, directions):
         scale, n, c_q, c_k, h, *k.stride(), *v.stride(),
         M=m, BLOCK_M=block_of(m), BLOCK_Q=_BLOCK_Q, UPCAST=INTERPRETED, FP32=fp32, **shape, **_KEYS,
     )  # fmt: skip
-    add_product_kernel[triton.cdiv(c_q, 32), triton.cdiv(c_k, 32), rows](
+    add_product_kernel[cdiv(c_q, 32), cdiv(c_k, 32), rows](
         known.variance, q_variances, k_variances, scale**2, c_q, c_k, D=d, BLOCK_Q=32, BLOCK_K=32, BLOCK_D=16, num_warps=4, num_stages=2
     )
     return known._replace(directions=for_queries[..., :directions], direction_variances=known.direction_variances[..., :directions])

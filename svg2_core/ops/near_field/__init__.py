@@ -3,7 +3,7 @@
 import torch
 
 from ...layout import Layout
-from .. import registry
+from ..implementations import implementation
 from ..kmeans import Clusters
 
 
@@ -20,21 +20,21 @@ def near_field(
     out: torch.Tensor | None = None,
     backend: str = "torch",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(scale * q k^T + bias) v over the selected pairs; q, k, v `[B, H, N, D]` in any strides.
+    """softmax(scale * q k^T + bias) v over the selected pairs; q `[B, H, Nq, D]`, k, v `[B, H, N, D]` in any strides.
 
     A video query attends to the video keys of the key clusters that `selected` (bool `[B, H, Cq, Ck]`) names for its query
     cluster, and to every text key. A text query attends to every key. `layout.text_bias` is added to the logits of text
     keys. Cluster orders index the video tokens. Softmax and sums are fp32.
 
     -> (out, logsumexp): out has q's shape and dtype, at the tokens' own places: written to `out` (q's shape, any strides)
-    if given, else to a new tensor in q's memory order. logsumexp fp32 `[B, H, V]` of the video queries' logits, at the
+    if given, else to a new tensor in q's memory order. logsumexp fp32 `[B, H, Vq]` of the video queries' logits, at the
     video tokens' own places: what merging with a far field needs. A query with nothing to attend to has zero and -inf.
 
     Raises ValueError where shapes disagree.
     Source: SVG2 (arXiv 2505.18875), section 4.3.
     """
     out = check_call("near_field", q, k, v, layout, q_clusters, k_clusters, selected, out)
-    logsumexp = registry.implementation(__name__, backend).near_field(
+    logsumexp = implementation(__name__, backend).near_field(
         q, k, v, out, q_clusters, k_clusters, selected, layout=layout, scale=scale
     )
     return out, logsumexp
@@ -45,13 +45,13 @@ def check_call(name: str, q, k, v, layout: Layout, q_clusters, k_clusters, selec
 
     selection: what the operation calls its map of selected pairs.
     """
-    b, h, n, _ = q.shape
-    if k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"{name}: q, k, v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
-    layout.check(n)
+    b, h, n, d = q.shape
+    if k.shape != v.shape or (*k.shape[:2], k.shape[3]) != (b, h, d):
+        raise ValueError(f"{name}: q, k, v must have one shape but for the count of queries, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    layout.check(n, k.shape[2])
     if layout.text_bias is not None and layout.text_bias.shape[0] != b:
         raise ValueError(f"{name}: layout.text_bias has {layout.text_bias.shape[0]} rows, the call has {b}")
-    check_selection(name, q_clusters, k_clusters, selected, (b, h, layout.video_len), selection)
+    check_selection(name, q_clusters, k_clusters, selected, layout, selection)
     if out is None:
         return torch.empty_like(q)
     if out.shape != q.shape or out.dtype != q.dtype:
@@ -59,11 +59,12 @@ def check_call(name: str, q, k, v, layout: Layout, q_clusters, k_clusters, selec
     return out
 
 
-def check_selection(name: str, q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, tokens, selection="selected") -> None:
-    """The same for clusters and map: they must fit `tokens` (B, H, V) and each other."""
-    for role, clusters in (("q_clusters", q_clusters), ("k_clusters", k_clusters)):
-        if clusters.order.shape != tokens:
-            raise ValueError(f"{name}: {role} orders {list(clusters.order.shape)} do not fit {list(tokens)}")
-    expected = (*tokens[:2], q_clusters.offsets.shape[-1] - 1, k_clusters.offsets.shape[-1] - 1)
+def check_selection(name: str, q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, layout: Layout, selection="selected") -> None:
+    """The same for clusters and map: they must fit the layout and each other."""
+    heads = selected.shape[:2]
+    for role, clusters, tokens in (("q_clusters", q_clusters, layout.queries_len), ("k_clusters", k_clusters, layout.video_len)):
+        if clusters.order.shape != (*heads, tokens):
+            raise ValueError(f"{name}: {role} orders {list(clusters.order.shape)} do not fit {[*heads, tokens]}")
+    expected = (*heads, q_clusters.offsets.shape[-1] - 1, k_clusters.offsets.shape[-1] - 1)
     if selected.shape != expected or selected.dtype != torch.bool:
         raise ValueError(f"{name}: {selection} must be bool {list(expected)}, got {selected.dtype} {list(selected.shape)}")

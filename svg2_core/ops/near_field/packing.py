@@ -14,7 +14,7 @@ from .text_queries import text_queries
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _POINTERS = ("q", "k", "v", "out", "logsumexp", "q_order", "q_offsets", "keys", "lists", "counts", "tiles", "numbers", "next", "text_bias")
 _STRIDES = tuple(f"{tensor}_{axis}" for tensor in "qkvo" for axis in "bhn")
-_COUNTS = ("rows", "heads", "n_video", "video_start", "n_text", "c_q", "granules", "most")
+_COUNTS = ("rows", "heads", "n_queries", "q_start", "n_video", "video_start", "n_text", "c_q", "granules", "most")
 
 
 class Params(ctypes.Structure):
@@ -40,7 +40,7 @@ def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
     def attend(
         q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor,
         q_order: Tensor, q_offsets: Tensor, k_order: Tensor, k_offsets: Tensor, selected: Tensor, text_bias: Tensor | None,
-        video_start: int, scale: float,
+        q_start: int, video_start: int, scale: float,
     ) -> None:  # fmt: skip
         """The video queries' part of `near_field`, written into `out` and `logsumexp`; arguments as in its contract, ready to be
         read 16 bytes at a time. An operator of torch's, so that a traced program can hold it."""
@@ -58,7 +58,8 @@ def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
                 setattr(params, f"{name}_{axis}", stride)
         params.scale = scale * 1.4426950408889634
         params.rows, params.heads = q.shape[0] * q.shape[1], q.shape[1]
-        params.n_video, params.video_start, params.n_text = q_order.shape[2], video_start, q.shape[2] - q_order.shape[2]
+        params.n_queries, params.q_start = q_order.shape[2], q_start
+        params.n_video, params.video_start, params.n_text = k_order.shape[2], video_start, k.shape[2] - k_order.shape[2]
         params.c_q, params.granules, params.most = selected.shape[2], made.keys.shape[1] // GRANULE, made.tiles.shape[2]
         launch(q, params, made, [x for x in tensors.values() if x is not None])
 
@@ -75,11 +76,11 @@ def readable(x: Tensor) -> Tensor:
 def _near_field(attend, q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale) -> Tensor:
     given = out
     q, k, v, out = (readable(x) for x in (q, k, v, out))
-    logsumexp = torch.empty(*q.shape[:2], layout.video_len, dtype=torch.float32, device=q.device)
+    logsumexp = torch.empty(*q.shape[:2], layout.queries_len, dtype=torch.float32, device=q.device)
     attend(
         q, k, v, out, logsumexp, q_clusters.order.contiguous(), q_clusters.offsets.contiguous(), k_clusters.order.contiguous(),
-        k_clusters.offsets.contiguous(), selected.contiguous(), layout.text_bias if layout.video_len < q.shape[2] else None,
-        layout.video_start, scale,
+        k_clusters.offsets.contiguous(), selected.contiguous(), layout.text_bias if layout.video_len < k.shape[2] else None,
+        layout.video_queries.start, layout.video_start, scale,
     )  # fmt: skip
     text_queries(q, k, v, out, layout, scale)
     if out is not given:

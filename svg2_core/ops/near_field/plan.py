@@ -7,17 +7,16 @@ granules, with no search for where a cluster ends. All is sized by shapes: no nu
 from dataclasses import dataclass
 
 import torch
-import triton
 import triton.language as tl
 
-from ..triton_common import cluster_sizes
+from ..triton_common import cdiv, cluster_sizes, kernel
 
 GRANULE = 16
 HIGH, LOW = 128, 64  # rows of the two query tiles
 _TILE = 1 << 16  # a query tile's entry is cluster * _TILE + its number in the cluster
 
 
-@triton.jit
+@kernel
 def pad_kernel(order, offsets, keys, starts, n, c, slots, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, GRANULE: tl.constexpr):
     """keys[row, slot]: the tokens of one key cluster, from a whole granule on, -1 in the rest of its last; starts[row, cluster]:
     its first granule, and behind the last cluster's the number of all."""
@@ -39,7 +38,7 @@ def pad_kernel(order, offsets, keys, starts, n, c, slots, BLOCK_C: tl.constexpr,
         tl.store(keys + row * slots + start * GRANULE + slot + t, token, mask=slot + t < granules * GRANULE)
 
 
-@triton.jit
+@kernel
 def list_kernel(selected, starts, lists, counts, c_q, c_k, granules, BLOCK_C: tl.constexpr):
     """lists[row, query cluster]: the granules of its selected key clusters, one after the other; counts: how many."""
     row = tl.program_id(1).to(tl.int64)
@@ -57,7 +56,7 @@ def list_kernel(selected, starts, lists, counts, c_q, c_k, granules, BLOCK_C: tl
     tl.store(counts + at, total)
 
 
-@triton.jit
+@kernel
 def tiles_kernel(
     q_offsets, counts, tiles, numbers, c, most, ROWS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr, HAS_COUNTS: tl.constexpr,
@@ -119,15 +118,15 @@ class Plan:
 
 
 def query_tiles(
-    q_offsets: torch.Tensor, video_len: int, counts: torch.Tensor | None = None
+    q_offsets: torch.Tensor, queries: int, counts: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """tiles, numbers and bounds of a `Plan`, for clusters of offsets `[B, H, Cq + 1]`, most `counts` `[rows, Cq]` first."""
+    """tiles, numbers and bounds of a `Plan`, for clusters of so many queries, offsets `[B, H, Cq + 1]`, most `counts` `[rows, Cq]` first."""
     rows, c = q_offsets.shape[0] * q_offsets.shape[1], q_offsets.shape[2] - 1
-    bounds = (min(video_len // (LOW + 1), video_len // HIGH + c), c)  # a high tile has more than LOW rows
+    bounds = (min(queries // (LOW + 1), queries // HIGH + c), c)  # a high tile has more than LOW rows
     most = max(*bounds, 1)
     tiles = torch.empty(2, rows, most, dtype=torch.int32, device=q_offsets.device)
     numbers = torch.empty(2, rows, dtype=torch.int32, device=q_offsets.device)
-    tiles_kernel[triton.cdiv(c, 32), rows](
+    tiles_kernel[cdiv(c, 32), rows](
         q_offsets, q_offsets if counts is None else counts, tiles, numbers, c, most,
         ROWS_HIGH=HIGH, ROWS_LOW=LOW, TILE=_TILE, BLOCK_C=32, BLOCK_J=128, HAS_COUNTS=counts is not None, num_warps=4,
     )  # fmt: skip
@@ -149,4 +148,4 @@ def plan(q_clusters, k_clusters, selected: torch.Tensor) -> Plan:
     )
     lists, counts = empty(c_q, granules), empty(c_q)
     list_kernel[c_q, rows](selected.view(torch.int8), starts, lists, counts, c_q, c_k, granules, BLOCK_C=1024, num_warps=4)
-    return Plan(keys, lists, counts, *query_tiles(q_clusters.offsets, n, counts))
+    return Plan(keys, lists, counts, *query_tiles(q_clusters.offsets, q_clusters.order.shape[2], counts))

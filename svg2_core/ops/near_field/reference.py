@@ -12,20 +12,20 @@ _MAX_LOGITS = 64 * 2**20
 
 
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
-    text = layout.text_index(q.shape[2], q.device)
-    logsumexp = torch.empty(*q.shape[:2], layout.video_len, dtype=torch.float32, device=q.device)
+    text, asking = layout.text_index(k.shape[2], q.device), layout.text_queries(q.shape[2], q.device)
+    logsumexp = torch.empty(*q.shape[:2], layout.queries_len, dtype=torch.float32, device=q.device)
     for i in range(q.shape[0]):
         bias = q.new_zeros(len(text), dtype=torch.float32) if layout.text_bias is None else layout.text_bias[i].float()
         for j in range(q.shape[1]):
             _video_queries(
-                q[i, j, layout.video], k[i, j, layout.video], v[i, j, layout.video], out[i, j, layout.video], logsumexp[i, j],
+                q[i, j, layout.video_queries], k[i, j, layout.video], v[i, j, layout.video], out[i, j, layout.video_queries], logsumexp[i, j],
                 q_clusters.order[i, j].long(), q_clusters.offsets[i, j], k_clusters.order[i, j].long(), k_clusters.offsets[i, j],
                 selected[i, j], k[i, j][text], v[i, j][text], bias, scale,
             )  # fmt: skip
-            if len(text):
-                all_bias = bias.new_zeros(q.shape[2])
+            if len(asking):
+                all_bias = bias.new_zeros(k.shape[2])
                 all_bias[text] = bias
-                out[i, j][text] = attend(q[i, j][text], k[i, j], v[i, j], all_bias, scale)[0].to(out.dtype)
+                out[i, j][asking] = attend(q[i, j][asking], k[i, j], v[i, j], all_bias, scale)[0].to(out.dtype)
     return logsumexp
 
 

@@ -9,20 +9,20 @@ _PLACES = 2**20  # indices of keys at a time: 8 MB
 
 
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
-    text = layout.text_index(q.shape[2], q.device)
-    logsumexp = torch.empty(*q.shape[:2], layout.video_len, dtype=torch.float32, device=q.device)
+    text, asking = layout.text_index(k.shape[2], q.device), layout.text_queries(q.shape[2], q.device)
+    logsumexp = torch.empty(*q.shape[:2], layout.queries_len, dtype=torch.float32, device=q.device)
     for i in range(q.shape[0]):
         bias = None if layout.text_bias is None else layout.text_bias[i].float()
         there = text if bias is None else text[bias > -torch.inf]  # a key that does not count is left out, not masked
         bias = None if bias is None else bias[bias > -torch.inf]
         for j in range(q.shape[1]):
             _video_queries(
-                q[i, j, layout.video], k[i, j, layout.video], v[i, j, layout.video], out[i, j, layout.video], logsumexp[i, j],
+                q[i, j, layout.video_queries], k[i, j, layout.video], v[i, j, layout.video], out[i, j, layout.video_queries], logsumexp[i, j],
                 q_clusters.order[i, j].long(), q_clusters.offsets[i, j], k_clusters.order[i, j].long(), k_clusters.offsets[i, j],
                 selected[i, j], k[i, j][there], v[i, j][there], bias, scale,
             )  # fmt: skip
-            if len(text):
-                out[i, j][text] = _text_queries(q[i, j][text], k[i, j], v[i, j], layout, there, bias, scale)
+            if len(asking):
+                out[i, j][asking] = _text_queries(q[i, j][asking], k[i, j], v[i, j], layout, there, bias, scale)
     return logsumexp
 
 

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import INTERPRETED, LOG2E, block_of, dot
+from ..triton_common import INTERPRETED, LOG2E, block_of, dot, kernel
 from .configs import config_for_device
 from .plan import GRANULE, HIGH, plan
 from .text_queries import text_queries
@@ -38,23 +38,23 @@ def absorb(qs, ks, vs, there, bias, acc, total, peak, scale, UPCAST: tl.constexp
     return acc, total, higher
 
 
-@triton.jit
+@kernel
 def near_field_kernel(
     q, k, v, out, logsumexp, q_order, q_offsets, keys, lists, counts, tiles, numbers, text_bias,
-    scale, heads, n_video, video_start, n_text, c_q, slots, most,
+    scale, h, n_queries, q_start, n_video, video_start, n_text, c_q, slots, most,
     q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, o_b, o_h, o_n, o_d,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, GRANULE: tl.constexpr,
     HAS_TEXT: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out and logsumexp of one tile of BLOCK_M queries; ROWS: of a high tile, whatever this one is."""
     row = tl.program_id(1).to(tl.int64)
-    cluster, tokens, inside = query_tile(tiles, numbers, q_order, q_offsets, row, n_video, c_q, most, BLOCK_M, ROWS)
+    cluster, tokens, inside = query_tile(tiles, numbers, q_order, q_offsets, row, n_queries, c_q, most, BLOCK_M, ROWS)
     if cluster < 0:
         return
-    query = tokens.to(tl.int64) + video_start
+    query = tokens.to(tl.int64) + q_start
     dims = tl.arange(0, BLOCK_D).to(tl.int64)
     real = dims < D
-    batch, head = row // heads, row % heads
+    batch, head = row // h, row % h
     q += batch * q_b + head * q_h
     k += batch * k_b + head * k_h
     v += batch * v_b + head * v_h
@@ -103,14 +103,14 @@ def near_field_kernel(
     result = tl.where(something[:, None], acc / tl.where(something, total, 1.0)[:, None], 0.0)
     tl.store(out + query[:, None] * o_n + dims[None, :] * o_d, result.to(out.dtype.element_ty), mask=inside[:, None] & real[None, :])
     mass = tl.where(something, (peak + tl.log2(tl.where(something, total, 1.0))) / LOG2E, float("-inf"))
-    tl.store(logsumexp + row * n_video + tokens, mass, mask=inside)
+    tl.store(logsumexp + row * n_queries + tokens, mass, mask=inside)
 
 
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
     """See `near_field` in `__init__.py`."""
-    b, h, n, d = q.shape
-    n_video, n_text = layout.video_len, n - layout.video_len
-    logsumexp = torch.empty(b, h, n_video, dtype=torch.float32, device=q.device)
+    b, h, _, d = q.shape
+    n_queries, n_video, n_text = layout.queries_len, layout.video_len, k.shape[2] - layout.video_len
+    logsumexp = torch.empty(b, h, n_queries, dtype=torch.float32, device=q.device)
     config, made = config_for_device(q.device), plan(q_clusters, k_clusters, selected)
     bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
     for tile, most, tiles, numbers in zip((config.high, config.low), made.bounds, made.tiles, made.numbers, strict=True):
@@ -118,7 +118,8 @@ def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale)
             continue
         near_field_kernel[most, b * h](
             q, k, v, out, logsumexp, q_clusters.order, q_clusters.offsets, made.keys, made.lists, made.counts, tiles, numbers,
-            q if bias is None else bias, scale * LOG2E.value, h, n_video, layout.video_start, n_text, selected.shape[2],
+            q if bias is None else bias, scale * LOG2E.value, h, n_queries, layout.video_queries.start, n_video,
+            layout.video_start, n_text, selected.shape[2],
             made.keys.shape[1], tiles.shape[1], *q.stride(), *k.stride(), *v.stride(), *out.stride(),
             D=d, BLOCK_M=tile.rows, BLOCK_N=tile.keys, BLOCK_D=block_of(d), ROWS=HIGH, GRANULE=GRANULE, HAS_TEXT=n_text > 0,
             HAS_BIAS=bias is not None, UPCAST=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,

@@ -6,7 +6,7 @@ The work is bound by memory: what is gained is what is not written and read agai
 
 import torch
 
-from .. import registry
+from ..implementations import implementation
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PAIRS = ("interleaved", "halves")
@@ -111,7 +111,7 @@ def _norm(x, weight, bias, eps, factor, shift, backend, centred) -> torch.Tensor
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     if out.numel():
         factor, shift = (None if term is None else term.expand(x.shape) for term in (factor, shift))
-        registry.implementation(__name__, backend).norm(x, weight, bias, eps, factor, shift, out, centred)
+        implementation(__name__, backend).norm(x, weight, bias, eps, factor, shift, out, centred)
     return out
 
 
@@ -143,7 +143,7 @@ def _rotary(x, weight, rotation, eps, pairs, over, out, backend) -> torch.Tensor
         raise ValueError(f"{name}: out must be {x.dtype} {list(x.shape)}, got {out.dtype} {list(out.shape)}")
     if out.numel():
         rotation = rotation.expand(b, h, n, d // 2, 2, 2)
-        registry.implementation(__name__, backend).rotary(x, weight, rotation, eps, pairs == "interleaved", over, out)
+        implementation(__name__, backend).rotary(x, weight, rotation, eps, pairs == "interleaved", over, out)
     return out
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import registry
+from ..implementations import implementation
 from ..kmeans import Clusters
 
 
@@ -19,12 +19,12 @@ class Summary(NamedTuple):
 
 def exact_pairs(q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, *, backend: str = "torch") -> torch.Tensor:
     """Pairs of video tokens that are computed exactly: fp64 `[B, H]` (fp32 on a device without fp64)."""
-    return registry.implementation(__name__, backend).exact_pairs(q_clusters, k_clusters, selected)
+    return implementation(__name__, backend).exact_pairs(q_clusters, k_clusters, selected)
 
 
 def summary(
-    pairs: torch.Tensor, squares: torch.Tensor, foreseen: torch.Tensor | None, *, tokens: int, rows: int, backend: str = "torch"
+    pairs: torch.Tensor, squares: torch.Tensor, foreseen: torch.Tensor | None, *, all_pairs: int, rows: int, backend: str = "torch"
 ) -> Summary:
-    """Of all heads of a call of so many tokens: `exact_pairs`, `squared_error` at so many exact rows, and select_by_error's expected
+    """Of all heads of a call of so many pairs of tokens each: `exact_pairs`, `squared_error` at so many exact rows, and select_by_error's expected
     error, `[B, H, ...]` each."""
-    return Summary(*registry.implementation(__name__, backend).summary(pairs, squares, foreseen, tokens, rows))
+    return Summary(*implementation(__name__, backend).summary(pairs, squares, foreseen, all_pairs, rows))

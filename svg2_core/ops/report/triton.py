@@ -4,10 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import cluster_sizes
+from ..triton_common import cluster_sizes, kernel
 
 
-@triton.jit
+@kernel
 def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK_I,), tl.int64)
@@ -25,7 +25,7 @@ def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I:
     tl.store(pairs + row, tl.sum(total, axis=0).to(tl.float64))
 
 
-@triton.jit
+@kernel
 def summary_kernel(pairs, squares, foreseen, found, count, all_pairs, rows, HAS_FORESEEN: tl.constexpr, BLOCK: tl.constexpr):
     """found: density, error, expected error."""
     i = tl.arange(0, BLOCK).to(tl.int64)
@@ -50,13 +50,13 @@ def exact_pairs(q_clusters, k_clusters, selected):
     return pairs
 
 
-def summary(pairs, squares, foreseen, tokens, rows):
+def summary(pairs, squares, foreseen, all_pairs, rows):
     """See `summary` in `__init__.py`."""
     found = torch.empty(3, dtype=torch.float32, device=pairs.device)
     count = pairs.numel()
     summary_kernel[(1,)](
-        pairs, squares, pairs if foreseen is None else foreseen, found, count, float(tokens) ** 2, float(rows),
-        HAS_FORESEEN=foreseen is not None, BLOCK=max(16, triton.next_power_of_2(count)), num_warps=1,
+        pairs, squares, pairs if foreseen is None else foreseen, found, count, float(all_pairs), float(rows),
+        HAS_FORESEEN=foreseen is not None, BLOCK=max(128, triton.next_power_of_2(count)), num_warps=1,
     )  # fmt: skip
     density, error, expected = found.unbind()
     return density, error, None if foreseen is None else expected

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .. import registry
+from ..implementations import implementation
 from ..kmeans import Clusters
 from ..moments import Moments
 
@@ -35,7 +35,7 @@ def select_by_mass(
         raise ValueError(f"select_by_mass: min_k_ratio must be from 0 to 1, got {min_k_ratio}")
     # Less a rounding error: 0.07 of 100 clusters are 7, not 8.
     least = math.ceil(min_k_ratio * k_clusters.centroids.shape[2] - 1e-6)
-    return registry.implementation(__name__, backend).select_by_mass(
+    return implementation(__name__, backend).select_by_mass(
         q_clusters.centroids, k_clusters.centroids, k_clusters.sizes, top_p, least, scale
     )
 
@@ -69,6 +69,6 @@ def select_by_error(
     """
     if not density > 0:
         raise ValueError(f"select_by_error: density must be above 0, got {density}")
-    return registry.implementation(__name__, backend).select_by_error(
+    return implementation(__name__, backend).select_by_error(
         q_clusters, k_clusters, moments, density, scale, dropped
     )

@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import product_of_rows
+from ..triton_common import cdiv, kernel, product_of_rows
 from .triton_by_error import select_by_error  # noqa: F401  (the operation's other rule)
 
 
-@triton.jit
+@kernel
 def scores_kernel(
     q, k, k_sizes, scores, scale, c_q, c_k,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -26,7 +26,7 @@ def scores_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def select_kernel(scores, selected, top_p, least, c_q, c_k, BLOCK_K: tl.constexpr):
     """selected[row, i, j]: the heaviest key clusters of query cluster i whose mass reaches top_p, at least `least`.
 
@@ -67,7 +67,7 @@ def select_by_mass(q_centroids, k_centroids, k_sizes, top_p: float, least: int, 
         return (k_sizes > 0)[:, :, None, :].expand(b, h, c_q, c_k).contiguous()
     scores = torch.empty(b, h, c_q, c_k, dtype=torch.float32, device=q_centroids.device)
     selected = torch.empty(b, h, c_q, c_k, dtype=torch.bool, device=q_centroids.device)
-    scores_kernel[triton.cdiv(c_q, 32), triton.cdiv(c_k, 32), b * h](
+    scores_kernel[cdiv(c_q, 32), cdiv(c_k, 32), b * h](
         q_centroids.contiguous(), k_centroids.contiguous(), k_sizes.contiguous(), scores, scale, c_q, c_k,
         D=d, BLOCK_Q=32, BLOCK_K=32, BLOCK_D=16, num_warps=4, num_stages=2,
     )  # fmt: skip

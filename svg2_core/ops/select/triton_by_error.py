@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import add_exponentials, cluster_sizes, product_of_rows
+from ..triton_common import add_exponentials, cdiv, cluster_sizes, kernel, product_of_rows
 
 _TOP = tl.constexpr(2048)  # counters of the first count, of the other two half as many
 _NEXT = tl.constexpr(1024)
@@ -25,7 +25,7 @@ def logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D: tl
     return tl.where((size > 0)[None, :], logits, float("-inf")), size
 
 
-@triton.jit
+@kernel
 def worth_kernel(
     q, k, q_offsets, k_offsets, log_mass, variance, spread, worth, counters, scale, c_q, c_k,
     D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, DROPPED: tl.constexpr,
@@ -109,7 +109,7 @@ def _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k):
     return cluster_sizes(q_offsets, row, i, c_q).to(tl.int64) * cluster_sizes(k_offsets, row, j, c_k).to(tl.int64)
 
 
-@triton.jit
+@kernel
 def count_pairs_kernel(
     worth, q_offsets, k_offsets, counters, budget, c_q, c_k, BLOCK_J: tl.constexpr, LEVEL: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr
 ):  # fmt: skip
@@ -132,7 +132,7 @@ def count_pairs_kernel(
         tl.atomic_add(counters + row * (TOP + 2 * NEXT) + bin, pairs, mask=there, sem="relaxed")
 
 
-@triton.jit
+@kernel
 def ties_kernel(worth, q_offsets, k_offsets, counters, ties, budget, c_q, c_k, BLOCK_J: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr):
     """ties[row, i]: pairs of tokens of a query cluster that are worth just the threshold."""
     row, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -146,7 +146,7 @@ def ties_kernel(worth, q_offsets, k_offsets, counters, ties, budget, c_q, c_k, B
     tl.store(ties + row * c_q + i + tl.arange(0, 1), tied)
 
 
-@triton.jit
+@kernel
 def choose_kernel(
     worth, q_offsets, k_offsets, counters, ties, variance, values, spread, selected, errors, budget, n, c_q, c_k,
     D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, DROPPED: tl.constexpr, ALL: tl.constexpr,
@@ -195,16 +195,16 @@ def choose_kernel(
 def select_by_error(q_clusters, k_clusters, moments, density: float, scale: float, dropped: bool):
     """See `select_by_error` in `__init__.py`."""
     b, h, c_q, d = q_clusters.centroids.shape
-    c_k, rows, n = k_clusters.centroids.shape[2], b * h, k_clusters.order.shape[2]
+    c_k, rows, n_queries = k_clusters.centroids.shape[2], b * h, q_clusters.order.shape[2]
     device = q_clusters.order.device
     worth = torch.empty(b, h, c_q, c_k, dtype=torch.float32, device=device)
     counters = torch.empty(rows, _TOP.value + 2 * _NEXT.value, dtype=torch.int64, device=device)
     ties = torch.empty(rows, c_q, dtype=torch.int64, device=device)
     selected = torch.empty(b, h, c_q, c_k, dtype=torch.bool, device=device)
     errors = torch.empty(b, h, c_q, dtype=torch.float32, device=device)
-    budget = int(density * n * n)  # every token is in a cluster
+    budget = int(density * n_queries * k_clusters.order.shape[2])  # every token is in a cluster
     offsets, bits = (q_clusters.offsets, k_clusters.offsets), {"TOP": _TOP.value, "NEXT": _NEXT.value}
-    worth_kernel[triton.cdiv(c_q, 16), rows](
+    worth_kernel[cdiv(c_q, 16), rows](
         q_clusters.centroids, k_clusters.centroids, *offsets, moments.log_mass, moments.variance, moments.spread, worth, counters, scale, c_q, c_k,
         D=d, BLOCK_I=16, BLOCK_J=32, BLOCK_D=16, DROPPED=dropped, **bits, num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def select_by_error(q_clusters, k_clusters, moments, density: float, scale: floa
         ties_kernel[c_q, rows](worth, *offsets, counters, ties, budget, c_q, c_k, BLOCK_J=1024, **bits, num_warps=4)
     choose_kernel[c_q, rows](
         worth, *offsets, counters, ties, moments.variance, moments.values, moments.spread, selected.view(torch.int8), errors,
-        budget, float(n), c_q, c_k, D=d, BLOCK_I=triton.next_power_of_2(c_q), BLOCK_J=512 if dropped else 1024, BLOCK_D=16, DROPPED=dropped, ALL=every,
+        budget, float(n_queries), c_q, c_k, D=d, BLOCK_I=max(512, triton.next_power_of_2(c_q)), BLOCK_J=512 if dropped else 1024, BLOCK_D=16, DROPPED=dropped, ALL=every,
         **bits, num_warps=4,
     )  # fmt: skip
     return selected, errors.sum(-1).sqrt()
