@@ -2,12 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import any_folder, live
 from .compare import SVG2Compare
 from .doctor import SVG2Doctor
 from .fused_ops import SVG2FusedOps
 from .report import SVG2Report
 from .sparse_attention import SVG2SparseAttention
+from .telling import any_folder, live
 
 
 class SVG2Extension(ComfyExtension):

@@ -9,8 +9,8 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..svg2_core.metrics import psnr
-from .plots.strip import draw_strip
-from .similarity import SSIM_WINDOW, load_lpips, ssim
+from .telling.plots.strip import draw_strip
+from .telling.similarity import SSIM_WINDOW, load_lpips, ssim
 
 # dB. How far apart two dense attention backends leave a video, everything else being the same: a figure known for the models
 # SVG2 is for from others' experience, not measured by this project.

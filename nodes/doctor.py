@@ -10,9 +10,9 @@ from ..cuda import driver, survey
 from ..svg2_core.metrics import rel_l2
 from ..svg2_core.ops import registry
 from ..svg2_core.reasons import Refusal
-from . import dense_attention
-from .measure import DENSE_ERROR, HEAD_DIM, SIZES, in_words, measure
-from .record import how_to_send, save
+from .measuring.measure import DENSE_ERROR, HEAD_DIM, SIZES, in_words, measure
+from .measuring.record import how_to_send, save
+from .patching import dense_attention
 
 
 class SVG2Doctor(io.ComfyNode):

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..svg2_core.ops.norm_rope import measured, support
-from .fused_install import Plan, apply_patch, plan
+from .fused.install import Plan, apply_patch, plan
 
 OPS = ("auto", "all")
 

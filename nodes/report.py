@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..svg2_core.reasons import Reason
 from ..svg2_core.stats import RunReport
-from .plots.pages import clusters_page, empty_page, error_page, run_page
 from .sparse_attention import Stats
+from .telling.plots.pages import clusters_page, empty_page, error_page, run_page
 
 NO_RUN = (
     "No run is recorded. Either SVG2 Sparse Attention is switched off (enabled), bypassed or not connected to the input stats, "

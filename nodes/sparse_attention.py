@@ -10,10 +10,10 @@ from ..svg2_core.ops import registry
 from ..svg2_core.presets import FAMILIES, PRESETS, preset_config
 from ..svg2_core.reasons import Refusal
 from ..svg2_core.stats import StatsHandle
-from . import dense_attention as dense
-from .layouts import preset_family
-from .live import Live
-from .patch import Settings, apply_patch
+from .patching import dense_attention as dense
+from .patching.layouts import preset_family
+from .patching.patch import Settings, apply_patch
+from .telling.live import Live
 
 log = logging.getLogger("svg2")
 
@@ -57,7 +57,7 @@ class SVG2SparseAttention(io.ComfyNode):
                 io.Combo.Input("compensation", optional=True, options=["auto", *COMPENSATION], default="auto", advanced=True,
                     tooltip="What stands in for skipped groups. first_order: their mass, and how their mean value moves with the query. centroid: their mean alone. off: nothing, as in the paper."),
                 io.Combo.Input("backend", optional=True, options=["auto", *registry.NAMES], default="auto", advanced=True,
-                    tooltip="Which kernels compute the sparse calls. auto: on a GPU the first that it supports, in the order that measurements gave (nothing is measured yet, so Triton comes first); on a CPU sdpa, which is torch's own attention and products and runs by name on any device."),
+                    tooltip="Which kernels compute the sparse calls. auto: on a GPU the first that it supports, in the order that measurements gave (nothing is measured yet, so the prebuilt CUDA near field comes first, then Triton's); on a CPU sdpa, which is torch's own attention and products and runs by name on any device."),
                 io.Combo.Input("dense_attention", optional=True, options=["auto", *dense.NAMES], default="auto", advanced=True,
                     tooltip="What computes the steps and blocks that stay dense. auto: what the checkpoint asks for, or the attention ComfyUI was started with. flash: the flash-attn package, as exact. sage: the sageattention package, and int8: ComfyUI's own INT8 attention; both quantised, for speed, and less exact. SVG2 Doctor says which are there."),
                 # Last: files keep the values of a node's inputs by their places.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
-PICTURES = ROOT / "web" / "docs" / "img"  # shipped, and where the README finds them
+PICTURES = ROOT / "web" / "docs" / "img"  # shipped, and where README and pages find them
 
 
 def start() -> None:

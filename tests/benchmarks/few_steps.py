@@ -1,6 +1,6 @@
-"""What a dense first step is worth where steps are few: whole samples of the shipped checkpoint at 4 to 20 steps.
+"""What a dense first step is worth where steps are few: whole samples of the shipped checkpoint at 4 to 8 steps. (20: presets.md.)
 
-    python tests/benchmarks/few_steps.py      # a quarter of an hour on one core; --table: only the page, from the results
+    python tests/benchmarks/few_steps.py      # ten minutes on one core; --table: only the page, from the results
 
 Two clips with two seeds each, as in sweep_presets.py; PSNR against the dense sample of as many steps. "steps' worth" is the work of
 attention over the whole run in dense steps, clustering not counted. Results go into results/few_steps.csv, few_steps.md is made
@@ -15,8 +15,8 @@ from pathlib import Path
 from common import RESULTS, append_rows, markdown, start
 from sweep_presets import CLIPS, SEEDS
 
-STEPS, WARMUP = (4, 6, 8, 20), (0, 1)
-PRESETS = ("quality", "balanced", "turbo")
+STEPS, WARMUP = (4, 6, 8), (0, 1)
+PRESETS = ("balanced", "turbo")
 FILE = RESULTS / "few_steps.csv"
 FIELDS = ("clip", "seed", "steps", "preset", "warmup_steps", "sparse", "density", "error", "psnr")
 HEADER = ["steps", "preset", "no warm-up, dB", "one dense step, dB", "gained, dB", "work without, steps' worth", "with"]

@@ -46,8 +46,8 @@ def by_place(groups) -> torch.Tensor:
 
 
 def draw(inputs, frames):
-    from svg2_pack.nodes.plots.canvas import THEMES, Canvas, fit
-    from svg2_pack.nodes.plots.overlay import all_clusters, enlarge, many_colors
+    from svg2_pack.nodes.telling.plots.canvas import THEMES, Canvas, fit
+    from svg2_pack.nodes.telling.plots.overlay import all_clusters, enlarge, many_colors
     from svg2_pack.svg2_core import Layout, svg2_attention
     from svg2_pack.svg2_core.cluster_picture import ClusterPicture
     from svg2_pack.svg2_core.clustering import cluster

@@ -6,7 +6,7 @@
     python tests/benchmarks/run.py --device cpu [--quick]      this machine's CPU: see on_cpu.py
 
 Needs torch and triton, an NVIDIA GPU (or --device cpu), and no ComfyUI. Rows are appended to results/speed.csv (or --csv FILE) and, with
---json FILE, written there; plot.py draws them and renews the README's table.
+--json FILE, written there; plot.py draws them and renews the table in web/docs/measurements.md.
 """
 
 import argparse

@@ -118,7 +118,7 @@ class Part:
         pairs = exact_pairs(*self.groups, self.selected, backend=self.backend)
         squares = squared_error(self.exact, self.out, self.layout, backend=self.backend)
         self.told = summary(
-            pairs, squares, self.foreseen, tokens=self.shape.tokens, rows=self.exact.rows.shape[1], backend=self.backend
+            pairs, squares, self.foreseen, all_pairs=self.shape.tokens**2, rows=self.exact.rows.shape[1], backend=self.backend
         )
 
     def check_report(self, name, rows):

@@ -172,7 +172,7 @@ def test_regional_conditioning(model, svg2, name, how):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, monkeypatch):
     """ConditioningSetTimestepRange: the second prompt has no past of its own, and takes the first one's."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     import nodes
 

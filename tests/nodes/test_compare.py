@@ -159,7 +159,7 @@ def test_half_precision_and_views(compare):
 @pytest.mark.parametrize(("frames", "columns"), [(1, [0]), (2, [0, 4]), (3, [0, 2, 4]), (9, [0, 1, 2, 3, 4])])
 def test_the_strip_shows_both_and_the_amplified_difference(compare, frames, columns):
     """Frame i of the reference is grey i / 10; the candidate's red is larger by (i + 1) / 100."""
-    from svg2_pack.nodes.plots.strip import GAP, NAMES
+    from svg2_pack.nodes.telling.plots.strip import GAP, NAMES
 
     reference = (torch.arange(5) / 10)[:, None, None, None].expand(5, 64, 64, 3)
     candidate = reference.clone()

@@ -15,7 +15,7 @@ REFUSED = "dense_attention_refused"
 
 @pytest.fixture(autouse=True)
 def nothing_has_failed(host):
-    from svg2_pack.nodes import dense_attention
+    from svg2_pack.nodes.patching import dense_attention
 
     dense_attention.forget()
     yield
@@ -98,7 +98,7 @@ def test_the_choice_is_for_all_dense_calls_also_of_a_comparison(wan, svg2, sage)
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_sage_takes_and_returns_what_the_hosts_functions_do(host, sage, skip_reshape, skip_output_reshape, scale):
     from comfy.ldm.modules.attention import attention_pytorch
-    from svg2_pack.nodes import dense_attention
+    from svg2_pack.nodes.patching import dense_attention
 
     q, k, v = torch.randn(3, *((2, 3, 20, 16) if skip_reshape else (2, 20, 48))).unbind()
     arguments = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape} | ({"scale": scale} if scale else {})
@@ -109,7 +109,7 @@ def test_sage_takes_and_returns_what_the_hosts_functions_do(host, sage, skip_res
 
 
 def test_sage_1_does_not_write_into_the_models_keys(host, sage, monkeypatch):
-    from svg2_pack.nodes import dense_attention
+    from svg2_pack.nodes.patching import dense_attention
 
     def version_1(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, smooth_k=True, **kwargs):
         if smooth_k:
@@ -152,7 +152,7 @@ def test_without_memory_it_is_tried_again(wan, svg2, sage):
 
 
 def test_what_failed_on_one_kind_of_call_is_tried_on_others(host, sage):
-    from svg2_pack.nodes import dense_attention
+    from svg2_pack.nodes.patching import dense_attention
 
     choice, arguments = dense_attention.find("sage"), {"mask": None, "skip_reshape": True, "skip_output_reshape": True}
     q = torch.randn(1, 2, 8, 16)
@@ -186,7 +186,7 @@ def test_masks_go_to_what_takes_them(wan, dense_sample, svg2, sage, int8, monkey
 
 
 def test_what_a_model_wants_in_full_precision(host, sage):
-    from svg2_pack.nodes import dense_attention
+    from svg2_pack.nodes.patching import dense_attention
 
     told, exact = [], []
     attention = dense_attention.find("sage").or_else(lambda *args, **kwargs: exact.append(kwargs) or args[0], told.append)
@@ -210,7 +210,7 @@ def test_why_it_is_not_here(host, monkeypatch):
     import importlib
 
     import comfy.ldm.modules.attention as attention
-    from svg2_pack.nodes import dense_attention
+    from svg2_pack.nodes.patching import dense_attention
 
     def imports(error):
         def fail(name):

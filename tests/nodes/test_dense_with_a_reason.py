@@ -89,7 +89,7 @@ def test_an_image_model_runs_dense(host, svg2, name, config, shape):
 
 def test_a_failing_kernel_is_retired_and_the_call_answered(wan, svg2, dense_sample, monkeypatch):
     """The first call tries each backend of this device once, then is dense as the others are."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     calls = []
 
@@ -107,7 +107,7 @@ def test_a_failing_kernel_is_retired_and_the_call_answered(wan, svg2, dense_samp
 
 
 def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch, two_threads):
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     whole, seen = override.svg2_attention, []
 
@@ -132,7 +132,7 @@ def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch, two_t
     [torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_out_of_memory_with_one_head_is_dense(wan, svg2, dense_sample, monkeypatch, error):
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     def never(*args, **kwargs):
         raise error

@@ -32,7 +32,7 @@ def report(host, monkeypatch, tmp_path):
 @pytest.fixture
 def small(host, monkeypatch):
     """The module that measures, at sizes that take no time; the errors are as at the real ones, or above."""
-    from svg2_pack.nodes import measure
+    from svg2_pack.nodes.measuring import measure
 
     monkeypatch.setitem(measure.SIZES, "cpu", ((384, 768), 2, torch.float32))
     monkeypatch.setattr(measure, "EXPECTED_ERROR", 0.5)
@@ -81,7 +81,7 @@ def test_a_record_has_the_benchmarks_fields(small, monkeypatch, kind, program):
     import importlib
     from pathlib import Path
 
-    from svg2_pack.nodes import record
+    from svg2_pack.nodes.measuring import record
 
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     fields = importlib.import_module(program).FIELDS
@@ -221,7 +221,7 @@ def test_a_record_that_cannot_be_saved_is_a_sentence(small, monkeypatch):
 def test_where_to_send_it(host, monkeypatch):
     from pathlib import Path
 
-    from svg2_pack.nodes import record
+    from svg2_pack.nodes.measuring import record
 
     monkeypatch.setattr(record, "_project", lambda: '[project.urls]\nRepository = "https://example.org/a/b.git"\n')
     assert "attach it to an issue at https://example.org/a/b/issues;" in record.how_to_send(Path("x.csv"))

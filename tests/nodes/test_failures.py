@@ -75,7 +75,7 @@ def fails(error: type[BaseException]):
 def cancelled_in_a_block(model, monkeypatch):
     """As the stop button does it: a flag, which the host looks at before each of its operations."""
     import comfy.model_management as mm
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     monkeypatch.setattr(override, "svg2_attention", at_call(5, override.svg2_attention, mm.interrupt_current_processing))
     return model, mm.InterruptProcessingException
@@ -159,7 +159,7 @@ def traces(model) -> dict:
 
 @pytest.mark.parametrize("arrange", FAILURES, ids=lambda f: f.__name__)
 def test_the_next_run_is_as_if_nothing_had_happened(any_case, svg2, arrange):
-    from svg2_pack.nodes import now, patch
+    from svg2_pack.nodes.patching import now, patch
 
     variant, model, fresh = any_case
     patched, stats = svg2(model, **SPARSE)
@@ -223,7 +223,7 @@ def test_a_shortage_at_first_is_answered_with_fewer_heads(
 @depths
 def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, module, operation, number, shortage):
     """They are given up first: the heads stay together, and the sample stays sparse and right."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     variant, model, _ = wan_case
     heads = []

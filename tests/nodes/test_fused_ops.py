@@ -298,7 +298,7 @@ def other_forward(whole):
     ],
 )
 def test_another_source_runs_as_it_is(model, fused, monkeypatch, name, method, says, runs):
-    from svg2_pack.nodes.fused_sites import find
+    from svg2_pack.nodes.fused.sites import find
 
     cls, _, attribute = method.rpartition(".")
     whole = getattr(find(cls), attribute)
@@ -556,7 +556,7 @@ def test_torch_compile(model, fused, compiled, whole, name=WAN):
 def test_a_kernel_that_fails_is_retired(model, fused, monkeypatch, operation):
     """That call and the later ones are the model's own."""
     pytest.importorskip("triton", reason="Triton has no build for this system")
-    from svg2_pack.nodes import fused_norms
+    from svg2_pack.nodes.fused import norms as fused_norms
     from svg2_pack.svg2_core.ops import registry
     from svg2_pack.svg2_core.ops.norm_rope import support
 
@@ -596,7 +596,7 @@ def test_a_wrong_kernel_is_found_by_the_self_test(model, fused, monkeypatch):
 
 def test_out_of_memory_is_the_hosts_business(model, fused, monkeypatch):
     """The model's own code would need more of it."""
-    from svg2_pack.nodes import fused_norms
+    from svg2_pack.nodes.fused import norms as fused_norms
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")

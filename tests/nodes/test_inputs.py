@@ -44,7 +44,7 @@ def test_two_rules_at_once_are_an_error_that_names_both(wan, svg2):
 @pytest.mark.parametrize("preset", ["auto", "quality", "turbo", "paper"])
 def test_setting_one_rule_puts_it_in_force(wan, svg2, preset):
     """top_p is the paper's rule with any preset, density the rule of errors; what else the preset says stays."""
-    from svg2_pack.nodes.override import Override
+    from svg2_pack.nodes.patching.override import Override
     from svg2_pack.svg2_core.presets import preset_config
 
     def config(**inputs):

@@ -16,7 +16,7 @@ EVERYWHERE = {"warmup_steps": 0, "dense_blocks": ""}
 @pytest.fixture
 def no_families(host, monkeypatch):
     """As if no model had an entry: the general rule serves all."""
-    from svg2_pack.nodes import layouts
+    from svg2_pack.nodes.patching import layouts
 
     monkeypatch.setattr(layouts, "FAMILIES", ())
 
@@ -115,7 +115,7 @@ def animate_2(text=7, **inputs):
 @pytest.fixture
 def answered(host, monkeypatch):
     """How many queries, over how many keys, each sparse call has."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     lengths = []
     attend = override._attend
@@ -172,7 +172,7 @@ def test_text_as_long_as_the_video_that_drives(svg2, answered):
 )
 def test_calls_that_are_not_plain_self_attention(wan, svg2, monkeypatch, change, reason):
     """Made from a real call of the model, inside a run."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     reasons = []
     answer = override.sparse_or_refusal

@@ -35,7 +35,7 @@ class Listener:
 
 @pytest.fixture
 def listener(host, monkeypatch):
-    from svg2_pack.nodes import live
+    from svg2_pack.nodes.telling import live
 
     server = Listener()
     monkeypatch.setattr(live, "running_server", lambda: server)
@@ -124,7 +124,7 @@ def test_nobody_listens(wan, svg2, queued, listener):
 
 
 def test_a_reloaded_tab_gets_its_own_last_messages(wan, queued, listener):
-    from svg2_pack.nodes import live
+    from svg2_pack.nodes.telling import live
 
     listener.routes = web.RouteTableDef()
     live.serve()
@@ -145,7 +145,7 @@ def test_a_reloaded_tab_gets_its_own_last_messages(wan, queued, listener):
 
 def test_a_pack_that_is_installed_twice(host, listener, caplog):
     """aiohttp refuses a route that is there already, and with it ComfyUI would not start."""
-    from svg2_pack.nodes import live
+    from svg2_pack.nodes.telling import live
 
     listener.routes = web.RouteTableDef()
     live.serve()
@@ -209,7 +209,7 @@ def test_a_node_that_another_one_expanded_into(host):
 
 
 def test_only_so_many_are_kept(wan, queued, listener, monkeypatch):
-    from svg2_pack.nodes import live
+    from svg2_pack.nodes.telling import live
 
     monkeypatch.setattr(live, "REMEMBERED", 2)
     for node in "123":
@@ -246,7 +246,7 @@ def test_no_read_of_a_tensor_for_the_messages(wan, svg2, queued, listener, monke
 
 def test_a_run_without_dense_calls_times_one_for_comparison(wan, svg2, monkeypatch):
     """In its second sparse step, once; the answer stays the sparse one. Where the run has dense calls of its own, none is made."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     for inputs, extra in (({"warmup_steps": 0, "dense_blocks": ""}, 1), ({"warmup_steps": 1, "dense_blocks": ""}, 0), ({"warmup_steps": 0, "dense_blocks": "0"}, 0)):
         calls, whole = [], override._delegate
@@ -268,7 +268,7 @@ def test_a_run_without_dense_calls_times_one_for_comparison(wan, svg2, monkeypat
 
 
 def test_a_comparison_that_does_not_fit_is_done_without(wan, svg2, monkeypatch):
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     def short(*args):
         if args[-1] is not None:

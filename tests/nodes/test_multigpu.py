@@ -164,7 +164,7 @@ def test_four_conditionings(wan, svg2, split, monkeypatch, devices):
 
 
 def test_each_device_keeps_its_own_centroids(made, svg2, split, monkeypatch):
-    from svg2_pack.nodes import run
+    from svg2_pack.nodes.patching import run
 
     kept = []
 
@@ -248,7 +248,7 @@ def test_a_device_still_busy_when_another_fails(made, svg2, split, monkeypatch):
 
 def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch, two_threads):
     """Each goes on with fewer heads; that the other did so first is no reason to give up."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     whole, both, heads = override.svg2_attention, threading.Barrier(2, timeout=60), []
 

@@ -217,7 +217,7 @@ def test_what_outlives_an_evaluation_is_made_while_the_record_is_paused(minimax,
 
 
 def test_a_block_that_is_recorded_as_a_cuda_graph_is_dense(wan, svg2, dense_sample, monkeypatch):
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     monkeypatch.setattr(override, "recorded", lambda device: True)
     patched, stats = svg2(wan, **EVERYWHERE)

@@ -33,8 +33,8 @@ def own_attention(model):
 
 def told_everywhere(report, caplog, words: str, name: str) -> None:
     """Log, report, JSON and the node's panel say the same."""
-    from svg2_pack.nodes.live import totals
     from svg2_pack.nodes.report import summary
+    from svg2_pack.nodes.telling.live import totals
 
     [notice] = [notice for notice in report.notices if words in notice]
     assert any(words in record.message for record in caplog.records)

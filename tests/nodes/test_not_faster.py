@@ -11,7 +11,7 @@ from tiny_wan import sample
 @pytest.fixture
 def slowed(monkeypatch):
     """Each sparse call takes a twentieth of a second more."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     right = override.svg2_attention
 

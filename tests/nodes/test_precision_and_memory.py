@@ -96,7 +96,7 @@ def exact(model):
 @pytest.mark.parametrize("name", ["wan2.1 t2v", "hunyuan_video t2v", "hunyuan_video 1.5 t2v padded"])
 def test_no_less_exact_than_the_hosts_own_attention(host, svg2, monkeypatch, name, precision):
     """Everything selected: the sample's distance from one with exact attention, against the dense sample's."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     def noted(q, *args, **kwargs):
         seen.add(q.dtype)

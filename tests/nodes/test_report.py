@@ -152,8 +152,8 @@ def test_slower_is_not_faster(show):
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_pictures_of_other_than_three_channels(host, channels):
     """Masks as pictures are shades of grey; what follows red, green and blue is left out."""
-    from svg2_pack.nodes.plots.canvas import fit
-    from svg2_pack.nodes.similarity import rgb as three
+    from svg2_pack.nodes.telling.plots.canvas import fit
+    from svg2_pack.nodes.telling.similarity import rgb as three
 
     frame = torch.rand(6, 8, channels)
     expected = frame[..., :3] if channels == 4 else frame[..., :1].repeat(1, 1, 3)
@@ -179,8 +179,8 @@ def test_themes(show, theme, ground):
 def test_cells_of_the_heat_map(host):
     """Colours are matplotlib's viridis of density over the end of the scale; each reason has a hatching of its own."""
     import matplotlib
-    from svg2_pack.nodes.plots.canvas import THEMES, Canvas
-    from svg2_pack.nodes.plots.heat_map import draw_heat_map, top_of
+    from svg2_pack.nodes.telling.plots.canvas import THEMES, Canvas
+    from svg2_pack.nodes.telling.plots.heat_map import draw_heat_map, top_of
 
     report = replace(RUN, density_by_block_and_step=[*DENSITY, [None] * 3],
                      reasons_by_block_and_step=[*REASONS, ["kernel_failed", None, "past_end"]], block_labels=["0", "1", "2"])  # fmt: skip
@@ -213,8 +213,8 @@ def test_cells_of_the_heat_map(host):
 
 def test_bars_of_the_steps(host):
     """A bar is as high as its share of the axis; one that dwarfs the others is cut off."""
-    from svg2_pack.nodes.plots.canvas import THEMES, Canvas
-    from svg2_pack.nodes.plots.steps import draw_density, draw_seconds
+    from svg2_pack.nodes.telling.plots.canvas import THEMES, Canvas
+    from svg2_pack.nodes.telling.plots.steps import draw_density, draw_seconds
 
     theme = THEMES["light"]
 
@@ -234,8 +234,8 @@ def test_bars_of_the_steps(host):
 
 
 def test_scales(host):
-    from svg2_pack.nodes.plots import scales
-    from svg2_pack.nodes.plots.histogram import size_range
+    from svg2_pack.nodes.telling.plots import scales
+    from svg2_pack.nodes.telling.plots.histogram import size_range
 
     assert [scales.nice_top(v) for v in (0, 0.034, 0.2, 0.21, 0.99, 7, 61000)] == pytest.approx(
         [1, 0.04, 0.2, 0.3, 1, 8, 80000]
@@ -256,8 +256,8 @@ def test_scales(host):
 
 
 def test_bars_of_the_histogram(host):
-    from svg2_pack.nodes.plots.canvas import THEMES, Canvas
-    from svg2_pack.nodes.plots.histogram import draw_histogram
+    from svg2_pack.nodes.telling.plots.canvas import THEMES, Canvas
+    from svg2_pack.nodes.telling.plots.histogram import draw_histogram
 
     canvas = Canvas(600, 200, THEMES["light"])
     draw_histogram(canvas, [0, 5, 10], [0, 0, 2, 8], (50, 20, 350, 120))  # 3 columns of 96 pixels: 1, 2-3, 4-7 tokens
@@ -268,7 +268,7 @@ def test_bars_of_the_histogram(host):
 
 
 def test_clusters_lie_over_their_tokens(host):
-    from svg2_pack.nodes.plots import overlay
+    from svg2_pack.nodes.telling.plots import overlay
 
     big = overlay.enlarge(LABELS[0].numpy(), 30, 20)
     assert big.shape == (20, 30) and big[9, 19] == 0 and big[9, 20] == 1 and big[10, 19] == 2 and big[19, 29] == 1

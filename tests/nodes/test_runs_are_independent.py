@@ -74,7 +74,7 @@ def test_a_run_leaves_nothing_behind(wan, svg2, monkeypatch, interrupted):
     import gc
     import weakref
 
-    from svg2_pack.nodes import patch
+    from svg2_pack.nodes.patching import patch
 
     runs = []
     whole = patch.Run.__init__

@@ -17,7 +17,7 @@ def padded(host):
 
 def perturb_text(svg2, padded, monkeypatch, token: int, **inputs) -> list:
     """Change the key and value of one text token in every sparse call: (before, after, dense before, dense after) of each."""
-    from svg2_pack.nodes import override
+    from svg2_pack.nodes.patching import override
 
     answers = []
     answer = override.sparse_or_refusal

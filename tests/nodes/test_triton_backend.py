@@ -100,8 +100,8 @@ def test_first_order_at_auto(wan, svg2):
 
 def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
     """The same bits, so also: two runs are bit-identical."""
-    from svg2_pack.nodes import override
     from svg2_pack.nodes import sparse_attention as node
+    from svg2_pack.nodes.patching import override
 
     of_preset = node.preset_config  # the metric takes the interpreter long, and has tests of its own with heads in parts
     monkeypatch.setattr(node, "preset_config", lambda *names: replace(of_preset(*names), metric_directions=0))

@@ -152,7 +152,7 @@ def test_the_oldest_sibling_is_taken_and_one_that_is_gone_is_not():
 
 # What a run keeps, at the sizes people use.
 
-SIZES = [  # blocks, heads, head dimension, video tokens: the README's settings by model
+SIZES = [  # blocks, heads, head dimension, video tokens: the settings by model of web/docs/models.md
     ("Wan 14B 720p", 40, 40, 128, 75_600), ("Wan 14B 480p", 40, 40, 128, 32_760), ("Wan 1.3B 480p", 30, 12, 128, 32_760),
     ("Wan 14B 640 x 640", 40, 40, 128, 33_600), ("Wan 2.2 5B 704p", 30, 24, 128, 27_280), ("HunyuanVideo 720p", 60, 24, 128, 118_800),
     ("HunyuanVideo 480p", 60, 24, 128, 30_210), ("HunyuanVideo 1.5 720p", 54, 16, 128, 111_600), ("Cosmos-Predict2 480p", 28, 16, 128, 38_160),

@@ -1,4 +1,4 @@
-// From a message of the server (nodes/live.py) to the words and bars of the panel. No DOM here.
+// From a message of the server (nodes/telling/live.py) to the words and bars of the panel. No DOM here.
 import { count, has, percent, say } from "./words.js";
 
 /** A run's message -> { tone, line, more: [text], bars: [{ share, title }], warnings: [{ text, advice }] }. */

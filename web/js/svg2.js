@@ -1,4 +1,4 @@
-// The pack's front-end extension: live status in the SVG2 node, text in the others. The server's side is nodes/live.py.
+// The pack's front-end extension: live status in the SVG2 node, text in the others. The server's side is nodes/telling/live.py.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { Panel } from "./panel.js";

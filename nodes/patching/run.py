@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..svg2_core.cache import CentroidCache
-from ..svg2_core.config import SVG2Config
-from ..svg2_core.reasons import Reason, Refusal
-from ..svg2_core.schedule import Schedule
-from ..svg2_core.stats import AT_THE_END, RunStats, StatsHandle
+from ...svg2_core.cache import CentroidCache
+from ...svg2_core.config import SVG2Config
+from ...svg2_core.reasons import Reason, Refusal
+from ...svg2_core.schedule import Schedule
+from ...svg2_core.stats import AT_THE_END, RunStats, StatsHandle
+from ..telling.live import Live
 from .block_numbers import BlockLists, find_blocks
-from .live import Live
 from .model_call import ModelCall, open_call
 
 log = logging.getLogger("svg2")

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...svg2_core.stats import RunReport
+from ....svg2_core.stats import RunReport
 from .canvas import THEMES, Canvas
 from .heat_map import TICK, TITLE, draw_heat_map, draw_legend, draw_scale, edges
 from .histogram import draw_histogram, draw_key

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import comfy.ldm.modules.attention as host
 import torch
 
-from ..svg2_core.reasons import Reason, Refusal
+from ...svg2_core.reasons import Reason, Refusal
 
 # Beside auto. The same on every machine: a workflow that was saved on another one opens, and hears at the node what is not here.
 NAMES = ("flash", "sage", "int8")

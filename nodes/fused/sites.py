@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import torch
 
-from ..svg2_core.ops.norm_rope.measured import MODULATION, ROTARY
-from .fused_norms import Deferred, Deferring, Direct, Fused, PutOff, fits
+from ...svg2_core.ops.norm_rope.measured import MODULATION, ROTARY
+from .norms import Deferred, Deferring, Direct, Fused, PutOff, fits
 
 Method = Callable
 

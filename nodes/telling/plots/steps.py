@@ -2,7 +2,7 @@
 
 import statistics
 
-from ...svg2_core.stats import RunReport
+from ....svg2_core.stats import RunReport
 from . import reasons
 from .canvas import Canvas
 from .heat_map import TICK, cells_of, draw_steps_axis, reason_of, top_of

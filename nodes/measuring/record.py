@@ -10,7 +10,7 @@ from pathlib import Path
 import folder_paths
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # As in tests/benchmarks, run.py and on_cpu.py, so that a record that was sent can be laid beside theirs.
 FIELDS = {
     "cuda": ("gpu", "driver", "torch", "triton", "commit", "date", "shape", "tokens", "heads", "text", "q_clusters", "k_clusters",

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from .live import running_server
 
-PACK = Path(__file__).parents[1]  # not resolved: the folder in custom_nodes may be a link
+PACK = Path(__file__).parents[2]  # not resolved: the folder in custom_nodes may be a link
 
 
 def serve() -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..svg2_core.layout import Layout
-from ..svg2_core.reasons import Reason, Refusal
+from ...svg2_core.layout import Layout
+from ...svg2_core.reasons import Reason, Refusal
 from .model_call import ModelCall
 
 VideoRange = Callable[[ModelCall, int], tuple[int, int] | Refusal]

@@ -8,12 +8,12 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 import torch
 
-from ..svg2_core.attention import AttentionResult, default_heads, svg2_attention
-from ..svg2_core.cache import Key
-from ..svg2_core.config import SVG2Config
-from ..svg2_core.layout import Layout
-from ..svg2_core.ops import registry
-from ..svg2_core.reasons import Reason, Refusal
+from ...svg2_core.attention import AttentionResult, default_heads, svg2_attention
+from ...svg2_core.cache import Key
+from ...svg2_core.config import SVG2Config
+from ...svg2_core.layout import Layout
+from ...svg2_core.ops import registry
+from ...svg2_core.reasons import Reason, Refusal
 from . import compiled
 from .block_numbers import block_and_total
 from .host_records import pause_malloc_graph, recorded

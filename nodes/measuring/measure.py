@@ -9,12 +9,12 @@ import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..svg2_core.attention import AttentionResult, svg2_attention
-from ..svg2_core.layout import Layout
-from ..svg2_core.metrics import rel_l2
-from ..svg2_core.presets import preset_config
-from ..svg2_core.stopwatch import Stopwatch
-from .report import times
+from ...svg2_core.attention import AttentionResult, svg2_attention
+from ...svg2_core.layout import Layout
+from ...svg2_core.metrics import rel_l2
+from ...svg2_core.presets import preset_config
+from ...svg2_core.stopwatch import Stopwatch
+from ..report import times
 
 PRESET, HEAD_DIM = "balanced", 128
 # Tokens of both sizes, heads and precision. The second size shows how the gain grows.

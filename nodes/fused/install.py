@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from comfy.patcher_extension import PatcherInjection
 
-from ..svg2_core.ops.norm_rope import MAX_WIDTH, measured
-from .fused_norms import Fused, norm_forward
-from .fused_sites import HOSTS_OWN, SITES, Site, digest, find
+from ...svg2_core.ops.norm_rope import MAX_WIDTH, measured
+from .norms import Fused, norm_forward
+from .sites import HOSTS_OWN, SITES, Site, digest, find
 
 KEY = "svg2_fused_ops"  # of the injection
 NORM_DIGESTS = {

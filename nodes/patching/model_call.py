@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..svg2_core.reasons import Reason, Refusal
+from ...svg2_core.reasons import Reason, Refusal
 
 
 @dataclass

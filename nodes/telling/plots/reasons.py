@@ -1,6 +1,6 @@
 """How a dense call looks and what it is called, by its reason: hatching, so that colour is left to the density."""
 
-from ...svg2_core.reasons import Reason
+from ....svg2_core.reasons import Reason
 
 _LOOKS = {
     Reason.WARMUP: ("rising", "warm-up"),

@@ -11,7 +11,7 @@ import comfy.ops
 import torch
 from torch.utils._pytree import tree_map
 
-from ..svg2_core.ops.norm_rope import layer_norm, measured, rms_norm, rms_norm_rotary, support
+from ...svg2_core.ops.norm_rope import layer_norm, measured, rms_norm, rms_norm_rotary, support
 
 EPS_OF_NONE = torch.finfo(torch.float32).eps  # what torch takes for half precision, too
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..svg2_core.schedule import Schedule
+from ...svg2_core.schedule import Schedule
 from .block_numbers import block_lists
 from .evaluation import apply_model, diffusion_model
 from .layouts import trained_sparse

@@ -1,6 +1,6 @@
 """Density, or error, by block and step: colour where attention ran sparse, hatching where it ran dense."""
 
-from ...svg2_core.stats import RunReport
+from ....svg2_core.stats import RunReport
 from . import reasons
 from .canvas import Canvas
 from .scales import every, nice_top, percent, readable_on, tick_percent, viridis

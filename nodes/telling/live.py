@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from comfy_execution.utils import get_executing_context
 
-from ..svg2_core.reasons import Reason
-from ..svg2_core.schedule import Schedule
-from ..svg2_core.stats import Remark, RunReport, RunStats
+from ...svg2_core.reasons import Reason
+from ...svg2_core.schedule import Schedule
+from ...svg2_core.stats import Remark, RunReport, RunStats
 
 EVENT = "svg2.status"
 ROUTE = "/svg2/status"
