@@ -35,7 +35,8 @@ _PAPER = SVG2Config(
 #   field of first order, 17% with block 0 and two steps dense: 33.4 dB.
 # - Block 0 at the others' density costs 3.4 dB, at two to three times theirs nothing; dense it gains 2.8 dB for 15% more
 #   work, where as much work in density gains 6. So it has a larger share and no block is dense.
-# - Warm-up of 1 / 2 / 4 steps: +0.4 / +0.4 / +1.5 dB for 5 / 9 / 18% more work: density is the better use of it. None.
+# - Warm-up of 1 / 2 / 4 steps: +0.4 / +0.4 / +1.5 dB for 5 / 9 / 18% more work: density is the better use of it.
+#   Of 4 / 6 / 8 steps, a first dense one: +1.4 / +1.0 / +0.4 dB for 5.8 / 4.2 / 3.4 times the work (few_steps.md). None.
 # - Key clusters of 64 / 32 / 16 / 8 tokens: 36.2 / 39.6 / 42.3 / 45.1 dB; 16 bounds the cost of the stand-ins, and the paper's
 #   1000 is the most. Twice the query clusters: +2.3 dB here, where they are of 51 tokens; 2 to 4% of the error at 32,760.
 # - k-means with 2 + 1, 8 + 1, 8 + 2, 20 + 1 iterations: 42.5 / 42.3 / 43.0 / 42.5 dB.

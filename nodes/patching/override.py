@@ -202,8 +202,8 @@ def _sparse(
 ) -> torch.Tensor | Refusal:
     """Answer a call that nothing speaks against, and keep what it leaves for the next step and the report. part: which one of the
     parts of the block's video asks, if its queries are one."""
-    place = block, part, layout.video_len, q.device, call.window
-    keys = [Key(conditioning, (row, *place)) for conditioning, row in call.rows()]
+    place = layout.video_len, q.device, call.window, part
+    keys = [Key(conditioning, (block, row, *place)) for conditioning, row in call.rows()]
     shares = part is not None and family_of(call.network).shared_keys
     of, known = call.part_keys or (None, None)
     if not shares or of != block or k.shape[2] == layout.video_len:  # the first part: its frame has no other keys (layouts.py)

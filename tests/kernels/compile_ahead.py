@@ -73,8 +73,7 @@ def compile_for(launch, arch: int) -> dict:
     return {
         "kernel": launch.kernel.fn.__name__, "arch": arch, "options": launch.options,
         "rows": launch.args.get("BLOCK_M"), "registers": registers, "stack": stack, "local": local,
-        "shared": compiled.metadata.shared, "cp_async": ptx.count("cp.async.c"), "loop": max(loops, key=lambda loop: loop["products"], default=None),
-        "wgmma": ptx.count("wgmma.mma_async"), "mma": ptx.count("mma.sync"),
+        "shared": compiled.metadata.shared, "loop": max(loops, key=lambda loop: loop["products"], default=None),
         "tiles": [size for name, size in launch.args.items() if name in ("D", "M") or name.startswith(("BLOCK_", "CHUNK", "ROWS", "GRANULE", "TILE", "SPLITS", "NEXT"))],
         "factors_32": factors_of_narrow_products(compiled.asm["ttir"]),
     }  # fmt: skip

@@ -128,7 +128,7 @@ def another_prepare_state(model, monkeypatch):
 
 def _our(module, name, number=3):
     def arrange(model, monkeypatch):
-        place = importlib.import_module(f"svg2_pack.nodes.{module}")
+        place = importlib.import_module(f"svg2_pack.nodes.patching.{module}")
         monkeypatch.setattr(place, name, at_call(number, getattr(place, name), fails(Broken)))
         return model, Broken
 

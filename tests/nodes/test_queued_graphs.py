@@ -272,7 +272,7 @@ def pack(name: str):
 def test_a_cancelled_prompt(queue, direct, monkeypatch):
     import nodes
 
-    calls, whole = [], pack("override").svg2_attention
+    calls, whole = [], pack("patching.override").svg2_attention
 
     def cancel(*args, **kwargs):
         calls.append(1)
@@ -282,7 +282,7 @@ def test_a_cancelled_prompt(queue, direct, monkeypatch):
 
     queue.forget()
     with monkeypatch.context() as m:
-        m.setattr(pack("override"), "svg2_attention", cancel)
+        m.setattr(pack("patching.override"), "svg2_attention", cancel)
         queue.run(graph())
     assert queue.events["execution_interrupted"]["node_id"] == "sampler" and len(calls) == 5
     assert queue.run(graph()) == BEHIND - {"svg2"}
