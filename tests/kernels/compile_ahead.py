@@ -69,7 +69,6 @@ def compile_for(launch, arch: int) -> dict:
         loops = loops_of(subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout)
         usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage.stdout)[1]) for name in ("REG", "STACK", "LOCAL"))
-    ptx = compiled.asm["ptx"]
     return {
         "kernel": launch.kernel.fn.__name__, "arch": arch, "options": launch.options,
         "rows": launch.args.get("BLOCK_M"), "registers": registers, "stack": stack, "local": local,

@@ -32,7 +32,7 @@ def test_options(host):
 def test_routes_and_events(host):
     from svg2_pack.nodes.telling import live
 
-    assert {"route": live.ROUTE, "event": live.EVENT} == NAMES["server"]
+    assert NAMES["server"] == {"route": live.ROUTE, "event": live.EVENT}
 
 
 def test_workflows():
