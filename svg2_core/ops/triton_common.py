@@ -14,7 +14,7 @@ LARGEST = tl.constexpr(1e9)  # that statistics take: fp32 still holds its fourth
 # Numbers that follow a video's size, prompt or settings. Triton compiles a kernel anew for a number that is 1 or divisible by 16;
 # of these it learns nothing by that. (Strides it does need to know: rows are copied 16 bytes at a time where these divide by 16.)
 SIZES = (
-    "n", "n_queries", "n_video", "n_text", "q_start", "video_start", "samples", "count", "c", "c_q", "c_k", "c_count", "m_count", "h", "chunks", "step",
+    "n", "n_queries", "n_video", "n_text", "video_start", "samples", "count", "c", "c_q", "c_k", "c_count", "m_count", "h", "chunks", "step",
     "slots", "most", "granules", "budget", "depth", "seed", "role", "first_head",
 )  # fmt: skip
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)

@@ -59,16 +59,6 @@ def test_setting_one_rule_puts_it_in_force(wan, svg2, preset):
     assert config().density == base.density and config().top_p == base.top_p
 
 
-def test_inputs_are_only_ever_added_at_the_end(host):
-    """The editor saves the values of a node's inputs by their places."""
-    from svg2_pack.nodes.sparse_attention import SVG2SparseAttention
-
-    assert [i.id for i in SVG2SparseAttention.GET_SCHEMA().inputs] == [
-        "model", "enabled", "preset", "q_clusters", "k_clusters", "top_p", "warmup_steps", "min_k_ratio", "kmeans_init_iters",
-        "kmeans_iters", "end_percent", "dense_blocks", "min_tokens", "compensation", "backend", "dense_attention", "density",
-    ]  # fmt: skip
-
-
 def test_the_schema_is_the_contract(host):
     """Ids and defaults of saved workflows: a change here needs a migration (DESIGN: contracts)."""
     from svg2_pack.nodes.sparse_attention import SVG2SparseAttention

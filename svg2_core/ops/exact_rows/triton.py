@@ -14,7 +14,7 @@ _TILE = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 @kernel
 def exact_part_kernel(
-    q, k, v, text_bias, rows, parts, totals, peaks, scale, h, n, n_queries, q_start, n_video, video_start, n_text, count, seed, first_head,
+    q, k, v, text_bias, rows, parts, totals, peaks, scale, h, n, n_queries, n_video, video_start, n_text, count, seed, first_head,
     q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
     D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
     ROLE: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
@@ -32,7 +32,7 @@ def exact_part_kernel(
     v += batch * v_b + head * v_h
     dims = tl.arange(0, BLOCK_D).to(tl.int64)
     real = dims < D
-    qs = tl.load(q + (token + q_start)[:, None] * q_n + dims[None, :] * q_d, mask=wanted[:, None] & real[None, :], other=0.0)
+    qs = tl.load(q + token[:, None] * q_n + dims[None, :] * q_d, mask=wanted[:, None] & real[None, :], other=0.0)
     acc = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
     peak = tl.full((BLOCK_R,), -1e30, tl.float32)
@@ -81,13 +81,13 @@ def exact_sum_kernel(
 
 @kernel
 def squared_error_kernel(
-    rows, exact, out, squares, h, count, q_start, o_b, o_h, o_n, o_d, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
+    rows, exact, out, squares, h, count, o_b, o_h, o_n, o_d, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     i, dims = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D).to(tl.int64)
     inside = (i < count)[:, None] & (dims < D)[None, :]
     truth = tl.load(exact + (row * count + i)[:, None] * D + dims[None, :], mask=inside, other=0.0)
-    token = tl.load(rows + row % h * count + i, mask=i < count, other=0) + q_start
+    token = tl.load(rows + row % h * count + i, mask=i < count, other=0)
     out += row // h * o_b + row % h * o_h
     found = tl.load(out + token[:, None] * o_n + dims[None, :] * o_d, mask=inside, other=0.0).to(tl.float32)
     tl.store(squares + row * 2, tl.sum(tl.sum((found - truth) * (found - truth), axis=1), axis=0))
@@ -107,7 +107,7 @@ def exact_rows(q, k, v, layout, scale, seed, first_head, count):
     parts = empty(b * h, _SPLITS, COUNT, d), empty(b * h, _SPLITS, COUNT), empty(b * h, _SPLITS, COUNT)
     of = {"D": d, "BLOCK_R": COUNT, "BLOCK_D": block_of(d), "SPLITS": _SPLITS}
     exact_part_kernel[_SPLITS, b * h](
-        q, k, v, q if bias is None else bias, rows, *parts, scale * LOG2E.value, h, n, layout.queries_len, layout.video_queries.start,
+        q[:, :, layout.video_queries], k, v, q if bias is None else bias, rows, *parts, scale * LOG2E.value, h, n, layout.queries_len,
         layout.video_len, layout.video_start, n_text, count, seed, first_head, *q.stride(), *k.stride(), *v.stride(),
         ROLE=ROLE, HAS_BIAS=bias is not None, UPCAST=INTERPRETED, **of, **_TILE,
     )  # fmt: skip
@@ -120,6 +120,6 @@ def squared_error(exact, out, layout):
     b, h, count, d = exact.out.shape
     squares = torch.empty(b, h, 2, dtype=torch.float32, device=out.device)
     squared_error_kernel[(b * h,)](
-        exact.rows.contiguous(), exact.out.contiguous(), out, squares, h, count, layout.video_queries.start, *out.stride(), D=d, BLOCK_R=COUNT, BLOCK_D=block_of(d), num_warps=4
+        exact.rows.contiguous(), exact.out.contiguous(), out[:, :, layout.video_queries], squares, h, count, *out.stride(), D=d, BLOCK_R=COUNT, BLOCK_D=block_of(d), num_warps=4
     )
     return squares

@@ -150,7 +150,7 @@ def matrix_kernel(parts, matrix, sizes, factor, D: tl.constexpr, SPLITS: tl.cons
 @kernel
 def share_kernel(
     q, out, logsumexp, q_order, q_offsets, k_offsets, q_centres, keys, values, log_mass, selected, directions, direction_variances,
-    matrix, rows, exact, sizes, shares, scale, h, n, q_start, c_q, c_k, count, depth,
+    matrix, rows, exact, sizes, shares, scale, h, n, c_q, c_k, count, depth,
     q_b, q_h, q_n, q_d, o_b, o_h, o_n, o_d,
     D: tl.constexpr, M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_J: tl.constexpr, BLOCK_P: tl.constexpr, MOST: tl.constexpr, MOST_SHARE: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
@@ -175,7 +175,7 @@ def share_kernel(
 
     q += row // h * q_b + row % h * q_h
     out += row // h * o_b + row % h * o_h
-    query = token.to(tl.int64) + q_start
+    query = token.to(tl.int64)
     columns = dims.to(tl.int64)[None, :]
     shown = wanted[:, None] & real[None, :]
     qs = tl.load(q + query[:, None] * q_n + columns * q_d, mask=shown, other=0.0)
@@ -226,7 +226,7 @@ def share_kernel(
 def far_field_kernel(
     q, out, logsumexp, q_order, q_offsets, tiles, numbers, k_offsets, q_centres, keys, values, log_mass, selected,
     directions, direction_variances, matrix, sizes,
-    scale, h, n, q_start, c_q, c_k, most, depth,
+    scale, h, n, c_q, c_k, most, depth,
     q_b, q_h, q_n, q_d, o_b, o_h, o_n, o_d,
     D: tl.constexpr, M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, ROWS: tl.constexpr, ORDER: tl.constexpr, MOST: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
@@ -240,7 +240,7 @@ def far_field_kernel(
     real = dims < D
     q += row // h * q_b + row % h * q_h
     out += row // h * o_b + row % h * o_h
-    query = tokens.to(tl.int64) + q_start
+    query = tokens.to(tl.int64)
     columns = dims.to(tl.int64)[None, :]
     shown = inside[:, None] & real[None, :]
     qs = tl.load(q + query[:, None] * q_n + columns * q_d, mask=shown, other=0.0)
@@ -295,6 +295,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
     b, h, _, d = q.shape
     c_q, c_k, rows, n = selected.shape[2], selected.shape[3], b * h, layout.queries_len
     video = [x[:, :, layout.video] for x in (k, v)]
+    q, out = (x[:, :, layout.video_queries] for x in (q, out))
     taken, in_pairs = selected.view(torch.int8), {"D": d, "BLOCK_D": 16, "num_warps": 4, "num_stages": 2}
     fp32 = products_dtype(q.dtype) == torch.float32
 
@@ -326,7 +327,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
         share_kernel[(rows,)](
             q, out, logsumexp, q_clusters.order, q_clusters.offsets, k_clusters.offsets, centroids[0], keys, values,
             of_order[0], taken, *of_order[1:], matrix, exact.rows.contiguous(), exact.out.contiguous(), sizes, shares,
-            scale * LOG2E.value, h, n, layout.video_queries.start, c_q, c_k, exact.rows.shape[1], d, *q.stride(), *out.stride(),
+            scale * LOG2E.value, h, n, c_q, c_k, exact.rows.shape[1], d, *q.stride(), *out.stride(),
             M=m, BLOCK_K=min(32, block_of(d)), BLOCK_M=block_of(m), BLOCK_R=COUNT, BLOCK_J=16, BLOCK_P=256, MOST_SHARE=MOST_SHARE,
             **common, num_warps=8, num_stages=1,
         )  # fmt: skip
@@ -337,7 +338,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
         far_field_kernel[most, rows](
             q, out, logsumexp, q_clusters.order, q_clusters.offsets, entries, number, k_clusters.offsets, q_clusters.centroids,
             keys, values, of_order[0], taken, *of_order[1:], matrix, sizes,
-            scale * LOG2E.value, h, n, layout.video_queries.start, c_q, c_k, entries.shape[1], d, *q.stride(), *out.stride(),
+            scale * LOG2E.value, h, n, c_q, c_k, entries.shape[1], d, *q.stride(), *out.stride(),
             M=m, BLOCK_A=block_of(m), BLOCK_M=tile.rows, BLOCK_N=tile.keys, BLOCK_K=min(32, block_of(d)), ROWS=HIGH, ORDER=order, **common,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip

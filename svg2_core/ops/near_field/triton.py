@@ -4,6 +4,7 @@ The rows of the keys that a step multiplies were found in the step before, so th
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -41,17 +42,17 @@ def absorb(qs, ks, vs, there, bias, acc, total, peak, scale, UPCAST: tl.constexp
 @kernel
 def near_field_kernel(
     q, k, v, out, logsumexp, q_order, q_offsets, keys, lists, counts, tiles, numbers, text_bias,
-    scale, h, n_queries, q_start, n_video, video_start, n_text, c_q, slots, most,
+    scale, h, n_queries, n_video, video_start, padded_text, c_q, slots, most,
     q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, o_b, o_h, o_n, o_d,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, GRANULE: tl.constexpr,
     HAS_TEXT: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """out and logsumexp of one tile of BLOCK_M queries; ROWS: of a high tile, whatever this one is."""
+    """out and logsumexp of one tile of BLOCK_M queries; q, out: the video's alone; ROWS: of a high tile, whatever this one is."""
     row = tl.program_id(1).to(tl.int64)
     cluster, tokens, inside = query_tile(tiles, numbers, q_order, q_offsets, row, n_queries, c_q, most, BLOCK_M, ROWS)
     if cluster < 0:
         return
-    query = tokens.to(tl.int64) + q_start
+    query = tokens.to(tl.int64)
     dims = tl.arange(0, BLOCK_D).to(tl.int64)
     real = dims < D
     batch, head = row // h, row % h
@@ -85,13 +86,13 @@ def near_field_kernel(
 
     # Text, exact: the tokens before and after the video.
     if HAS_TEXT:
-        for start in tl.range(0, n_text, BLOCK_N, num_stages=1):
+        for start in tl.range(0, padded_text, BLOCK_N, num_stages=1):
             text = start + slot
-            there = text < n_text
+            there = text < padded_text
             token = tl.where(text < video_start, text, text + n_video).to(tl.int64)
             bias = none
             if HAS_BIAS:
-                bias = LOG2E * tl.load(text_bias + batch * n_text + text, mask=there, other=0.0)
+                bias = LOG2E * tl.load(text_bias + batch * padded_text + text, mask=there, other=0.0)
             # A key that does not count is left out: its value may be no number.
             there = there & (bias > float("-inf"))
             ks = tl.load(k + token[None, :] * k_n + dims[:, None] * k_d, mask=there[None, :] & real[:, None], other=0.0)
@@ -106,22 +107,33 @@ def near_field_kernel(
     tl.store(logsumexp + row * n_queries + tokens, mass, mask=inside)
 
 
+def _padded_bias(layout, k) -> tuple[torch.Tensor | None, int]:
+    """The biases of the text's keys and of as many more, which do not count, as make their number a multiple of 16; and that number.
+    Triton is told that it is one: of another it does not know which loads go together, and the kernel spills on sm_86."""
+    n_text = k.shape[2] - layout.video_len
+    more, bias = -n_text % 16, layout.text_bias if n_text else None
+    if more and bias is None:
+        bias = k.new_zeros(k.shape[0], n_text, dtype=torch.float32)
+    bias = bias if bias is None else bias.float()
+    return (F.pad(bias, (0, more), value=-torch.inf) if more else bias if bias is None else bias.contiguous()), n_text + more
+
+
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
     """See `near_field` in `__init__.py`."""
     b, h, _, d = q.shape
-    n_queries, n_video, n_text = layout.queries_len, layout.video_len, k.shape[2] - layout.video_len
+    n_queries, n_video = layout.queries_len, layout.video_len
     logsumexp = torch.empty(b, h, n_queries, dtype=torch.float32, device=q.device)
     config, made = config_for_device(q.device), plan(q_clusters, k_clusters, selected)
-    bias = layout.text_bias.float().contiguous() if n_text and layout.text_bias is not None else None
+    bias, padded_text = _padded_bias(layout, k)
+    video_q, video_out = (x[:, :, layout.video_queries] for x in (q, out))
     for tile, most, tiles, numbers in zip((config.high, config.low), made.bounds, made.tiles, made.numbers, strict=True):
         if most == 0:
             continue
         near_field_kernel[most, b * h](
-            q, k, v, out, logsumexp, q_clusters.order, q_clusters.offsets, made.keys, made.lists, made.counts, tiles, numbers,
-            q if bias is None else bias, scale * LOG2E.value, h, n_queries, layout.video_queries.start, n_video,
-            layout.video_start, n_text, selected.shape[2],
+            video_q, k, v, video_out, logsumexp, q_clusters.order, q_clusters.offsets, made.keys, made.lists, made.counts, tiles, numbers,
+            q if bias is None else bias, scale * LOG2E.value, h, n_queries, n_video, layout.video_start, padded_text, selected.shape[2],
             made.keys.shape[1], tiles.shape[1], *q.stride(), *k.stride(), *v.stride(), *out.stride(),
-            D=d, BLOCK_M=tile.rows, BLOCK_N=tile.keys, BLOCK_D=block_of(d), ROWS=HIGH, GRANULE=GRANULE, HAS_TEXT=n_text > 0,
+            D=d, BLOCK_M=tile.rows, BLOCK_N=tile.keys, BLOCK_D=block_of(d), ROWS=HIGH, GRANULE=GRANULE, HAS_TEXT=padded_text > 0,
             HAS_BIAS=bias is not None, UPCAST=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     text_queries(q, k, v, out, layout, scale)
