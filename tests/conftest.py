@@ -24,7 +24,7 @@ def _adapt_interpreter():
     from triton.runtime import interpreter
 
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
-    patched, launching, launch = set(), threading.Lock(), interpreter.InterpretedFunction.run
+    patched, launching, launch = set(), threading.Lock(), interpreter.GridExecutor.__call__
 
     def call(self, *args, **kwargs):
         if self.fn not in patched:
@@ -36,8 +36,25 @@ def _adapt_interpreter():
         with launching:
             return launch(self, *args, **kwargs)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor, *scope):
+        patch_tensor(tensor, *scope)
+        if not scope:  # older versions: numpy 2.4 takes an array of one element for no number
+            tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patch
+    count = interpreter.InterpreterBuilder.create_histogram
+
+    def histogram(self, *args):
+        """In 32 bits, as it says; older versions store 64 over the neighbours."""
+        found = count(self, *args)
+        found.data = found.data.astype("int32")
+        return found
+
+    interpreter.InterpreterBuilder.create_histogram = histogram
     interpreter.InterpretedFunction.__call__ = call
-    interpreter.InterpretedFunction.run = run
+    interpreter.GridExecutor.__call__ = run
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
