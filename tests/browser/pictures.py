@@ -106,7 +106,7 @@ async def others(tab, shot) -> None:
         await shot(kind, "idle", node)
     await finished(tab)
     for kind, node in (("SVG2Doctor", doctor), ("SVG2FusedOps", fused)):
-        await resize(tab, node, 620, 380)
+        await resize(tab, node, 620, 620 if node == doctor else 380)
         await shot(kind, "finished", node)
 
 
