@@ -118,11 +118,9 @@ def part_of_the_latent(call: ModelCall, queries: int, keys: int, mask) -> Layout
 def before_guides(call: ModelCall, queries: int, keys: int, mask) -> Layout | Refusal:
     """LTX-Video with guides of less than full strength: what is made attends to the guides, which come last, with a bias, which is
     what text is to other models. The guides' own queries, whose biases differ from one to the next, stay dense."""
-    if mask is None or mask.dim() != 4 or mask.shape[:3] != (1, 1, 1) or mask.shape[3] != keys:
-        return part_of_the_latent(call, queries, keys, mask)
-    if keys != family_of(call.network).length(call):
-        return part_of_the_latent(call, queries, keys, mask)
-    bias = call.once(mask, lambda: _bias_after(queries, mask[0, 0], call.batch))  # once alone: it keeps one value of a mask
+    bias = None
+    if mask is not None and mask.shape == (1, 1, 1, keys) and keys == family_of(call.network).length(call):
+        bias = call.once(mask, lambda: _bias_after(queries, mask[0, 0], call.batch))  # once alone: it keeps one value of a mask
     return part_of_the_latent(call, queries, keys, mask) if bias is None else Layout(0, queries, bias, queries=(0, queries))
 
 

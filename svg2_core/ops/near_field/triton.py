@@ -112,10 +112,10 @@ def _padded_bias(layout, k) -> tuple[torch.Tensor | None, int]:
     Triton is told that it is one: of another it does not know which loads go together, and the kernel spills on sm_86."""
     n_text = k.shape[2] - layout.video_len
     more, bias = -n_text % 16, layout.text_bias if n_text else None
-    if more and bias is None:
-        bias = k.new_zeros(k.shape[0], n_text, dtype=torch.float32)
-    bias = bias if bias is None else bias.float()
-    return (F.pad(bias, (0, more), value=-torch.inf) if more else bias if bias is None else bias.contiguous()), n_text + more
+    if more:
+        bias = k.new_zeros(k.shape[0], n_text, dtype=torch.float32) if bias is None else bias.float()
+        bias = F.pad(bias, (0, more), value=-torch.inf)
+    return None if bias is None else bias.float().contiguous(), n_text + more
 
 
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
