@@ -56,12 +56,14 @@ def svg2_attention(
     scale: float | None = None,
     backend: str = "torch",
     heads_at_a_time: int | None = None,
+    first_head: int = 0,
     keys: Keys | None = None,
 ) -> AttentionResult:
     """Sparse attention of q `[B, H, Nq, D]` over k, v `[B, H, N, D]` (one float dtype, any strides).
 
     warm: per batch row, the centroids this row's last call returned, or None for a cold start.
     scale: of the logits; default 1 / sqrt(D). heads_at_a_time: split the call by heads to need less memory.
+    first_head: number of head 0 in the whole attention, where other devices answer its other heads: the seeds go by it.
     keys: where queries are a part of the video (`layout.queries`), what the call of an earlier part over the same keys returned:
     then the keys are not clustered again, and all else is this part's own. Without it, each part clusters the keys by its own
     queries.
@@ -80,7 +82,7 @@ def svg2_attention(
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
 
     def answer(heads: slice) -> _Part:
-        return _heads(q, k, v, out, layout, config, warm, scale, backend, heads, keys and keys.get(_name(heads)))
+        return _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys and keys.get(_name(heads)))
 
     with torch.cuda.device_of(q):  # Triton launches on the current device
         parts = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
@@ -144,7 +146,7 @@ class _Part:
     foreseen: torch.Tensor | None = None
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, keys) -> _Part:
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys) -> _Part:
     """Answer some heads of the call into their part of `out`."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     video = [x[:, :, there] for x, there in zip((q, k, v), (layout.video_queries, layout.video, layout.video), strict=True)]
@@ -152,7 +154,7 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, keys) -> _
     # 1. Queries and keys are grouped by meaning, each on its own.
     warm = [None if w is None else w.of_heads(heads) for w in warm]
     q_groups, k_groups, centroids = cluster(
-        *video[:2], warm, config, scale=scale, first_head=heads.start, backend=backend, keys=keys
+        *video[:2], warm, config, scale=scale, first_head=first_head + heads.start, backend=backend, keys=keys
     )
     groups, of_groups = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
 
@@ -178,7 +180,7 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, keys) -> _
     _, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, out=out, **of_groups)
 
     # 5. The far field: the others are represented, and weigh what they would.
-    exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=heads.start, backend=backend)
+    exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=first_head + heads.start, backend=backend)
     if known is not None and config.compensation != "off":
         order = 1 if config.compensation == "first_order" else 0
         far_field(

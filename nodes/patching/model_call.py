@@ -28,7 +28,6 @@ class ModelCall:
 
     network: torch.nn.Module
     step: int
-    dense_step: Reason | None
     inputs: dict[str, Any]
     batch: int = 0
     frames: int = 0  # of the latent
@@ -47,7 +46,7 @@ class ModelCall:
     preferred: Callable | None = None
     seen: dict = field(default_factory=dict)  # self-attentions so far, by place
     came: bool = False  # an attention over the video, since the block began
-    part_keys: tuple[str, Any] | None = None  # of a block whose parts share the video's keys: its name, and these keys' clusters
+    part_keys: tuple[int, Any] | None = None  # of a block whose parts share the video's keys: its number, and these keys' clusters
     _once: dict = field(default_factory=dict)
 
     def __deepcopy__(self, memo) -> "ModelCall":
@@ -96,10 +95,10 @@ class ModelCall:
         return [(self.conditionings[row // chunk], row % chunk) for row in range(self.batch)]
 
 
-def open_call(step, dense_step, network, forward, args, kwargs, options: dict, videos: int) -> ModelCall:
+def open_call(step, network, forward, args, kwargs, options: dict, videos: int) -> ModelCall:
     """Read the arguments of an evaluation. videos: how many are sampled together."""
     inputs = by_name(forward, args, kwargs)
-    call = ModelCall(network, step, dense_step, inputs, options=options)
+    call = ModelCall(network, step, inputs, options=options)
     first = args[0] if args else next(iter(inputs.values()), None)  # another node's wrapper may have passed it by name
     streams = first if isinstance(first, (list, tuple)) else [first]  # video, then sound
     latent = streams[0]

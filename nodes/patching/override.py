@@ -1,34 +1,23 @@
 """The attention override: every attention call of the model comes here and is answered sparsely, or densely with a reason."""
 
-import logging
 import threading
 from collections.abc import Callable
 
 import comfy.ldm.modules.attention
-import comfy.model_management
 import torch
 
-from ...svg2_core.attention import AttentionResult, default_heads, svg2_attention
-from ...svg2_core.cache import Key
-from ...svg2_core.config import SVG2Config
-from ...svg2_core.layout import Layout
-from ...svg2_core.ops import registry
 from ...svg2_core.reasons import Reason, Refusal
+from ...svg2_core.session import CallSite
 from . import compiled
 from .block_numbers import block_and_total
 from .host_records import pause_malloc_graph, recorded
 from .layouts import family_of, find_layout
 from .model_call import ModelCall
 from .option_keys import CALL, RUN
-from .run import Run, Settings
+from .run import Run, Settings, memory_ran_short
 
 # Dense calls that would have been sparse in another step or block: their time can be compared with the sparse ones'.
 COMPARABLE = {Reason.WARMUP, Reason.PAST_END, Reason.DENSE_BLOCK}
-
-# Of a part of the video: what is made of the keys costs as much as some hundred queries' dense attention.
-LEAST_QUERIES = 256
-
-log = logging.getLogger("svg2")
 
 _thread = threading.local()  # answering: a dense call is on its way through the overrides below ours
 
@@ -82,7 +71,7 @@ class Override:
             try:
                 _delegate(self, func, qkv, heads, arguments, watch)
             except Exception as error:
-                if not _is_oom(error):  # no room for a comparison: the answer is there already
+                if not memory_ran_short(error):  # no room for a comparison: the answer is there already
                     raise
         return out if arguments.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
@@ -167,113 +156,28 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     call.came |= not isinstance(layout, Refusal) or layout.reason is not Reason.NOT_VIDEO_SELF_ATTENTION
     if isinstance(layout, Refusal):
         return run.refuse(layout, None)
-
-    number, total = block_and_total(call, options)
-    if number is None:
+    block, total = block_and_total(call, options)
+    if block is None:
         return run.refuse(Refusal(Reason.UNKNOWN_LAYOUT, "it cannot be told which block runs"), None)
-    whole = layout.queries is None
-    nth = call.seen.get((number, whole), 0)
-    call.seen[number, whole] = nth + 1
-    block = str(number) if nth == 0 or not whole else f"{number}.{nth}"
-
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        return run.refuse(Refusal(Reason.GRADIENTS), block, call.step)
+    site = _site(call, block, total, whole=layout.queries is None)
     if recorded(q.device):
-        return run.refuse(Refusal(Reason.RECORDED), block, call.step)
-    c_q, c_k = run.settings.config.cluster_counts(layout.video_len, layout.queries_len)
-    reason = call.dense_step or run.schedule.dense_block(number, total)
-    if reason is not None:
-        return run.refuse(Refusal(reason), block, call.step)
-    least = max(run.settings.config.min_tokens, c_q, c_k)
-    if layout.video_len < least:
-        return run.refuse(Refusal(Reason.SHORT_SEQUENCE, f"{layout.video_len:,} < {least:,} tokens"), block, call.step)
-    if layout.queries_len < min(LEAST_QUERIES, run.settings.config.min_tokens):
-        detail = f"{layout.queries_len:,} < {LEAST_QUERIES:,} queries over {layout.video_len:,} tokens"
-        return run.refuse(Refusal(Reason.SHORT_SEQUENCE, detail), block, call.step)
-    if not (q.dtype == k.dtype == v.dtype):
-        return run.refuse(Refusal(Reason.UNSUPPORTED_DTYPE, f"{q.dtype}, {k.dtype}, {v.dtype}"), block, call.step)
+        return run.refuse(Refusal(Reason.RECORDED), site.label, call.step)
 
-    with pause_malloc_graph():  # what follows makes what outlives the block: centroids, figures
-        return _sparse(run, call, q, k, v, layout, run.schedule.config_of(number, total), block, None if whole else nth, scale)
-
-
-def _sparse(
-    run: Run, call: ModelCall, q, k, v, layout: Layout, config: SVG2Config, block: str, part: int | None, scale
-) -> torch.Tensor | Refusal:
-    """Answer a call that nothing speaks against, and keep what it leaves for the next step and the report. part: which one of the
-    parts of the block's video asks, if its queries are one."""
-    place = layout.video_len, q.device, call.window, part
-    keys = [Key(conditioning, (block, row, *place)) for conditioning, row in call.rows()]
-    shares = part is not None and family_of(call.network).shared_keys
+    shares = site.part is not None and family_of(call.network).shared_keys
     of, known = call.part_keys or (None, None)
     if not shares or of != block or k.shape[2] == layout.video_len:  # the first part: its frame has no other keys (layouts.py)
         known = None
     call.part_keys = None
-    watch = run.stats.sparse_watch(q.device)
-    result = _attend(run, q, k, v, layout, config, keys, scale, known)
-    if isinstance(result, Refusal):
-        return run.refuse(result, block, call.step)
-    watch.stop()
-    result, backend, cold = result
-    call.part_keys = (block, result.keys) if shares else None
-    for key, entry in zip(keys, result.centroids, strict=False):
-        run.cache.put(key, entry)
-    run.stats.sparse_call(
-        call.step, block, layout.video_len, result.density, backend,
-        error=result.error, expected_error=result.expected_error, text_share=result.text_share, cold=cold,
-    )  # fmt: skip
-    _remark(run, backend)
-    if call.step == run.schedule.last_sparse_step:
-        run.stats.clusters(block, result.groups, call.grid)
-    return result.out
+    with pause_malloc_graph():  # what follows makes what outlives the block: centroids, figures
+        answer = run.attend(q, k, v, layout, site, scale=scale, keys=known)
+    if isinstance(answer, Refusal):
+        return answer
+    call.part_keys = (block, answer.keys) if shares else None
+    return answer.out
 
 
-def _remark(run: Run, backend: str) -> None:
-    """Say what runs, but not as one would expect."""
-    if backend == "sdpa" and run.stats.device != "cpu":
-        sentence = (
-            f"backend sdpa reads sizes from the {run.stats.device} device several times in every call, which waits for them; "
-            "how fast that is has been measured on CPUs only"
-        )
-        run.remark("sdpa_waits", sentence)
-    if run.cache.refused:
-        sentence = (
-            f"not all clusters fit into the {run.cache.limit_bytes / 2**20:.0f} MiB kept between steps: "
-            "the blocks left out start anew at each step, which takes longer"
-        )
-        run.remark("cache_full", sentence)
-
-
-def _attend(
-    run: Run, q, k, v, layout: Layout, config: SVG2Config, keys: list[Key], scale, known
-) -> tuple[AttentionResult, str, bool] | Refusal:
-    """Try backends until one answers: -> result, its backend, whether any row started cold. Memory shortage is retried with
-    fewer heads at a time. known: clusters of the keys, from an earlier part of the video."""
-    while True:
-        warm = [run.cache.get(key) for key in keys] or None
-        backend = registry.choose(run.settings.backend, registry.Call(q.device, q.dtype, q.shape[-1]))
-        if isinstance(backend, Refusal):
-            return backend
-        heads = run.heads_at_a_time.get(q.device)
-        try:
-            result = svg2_attention(q, k, v, layout, config, warm, scale=scale, backend=backend, heads_at_a_time=heads, keys=known)
-            return result, backend, warm is None or any(past is None for past in warm)
-        except Exception as error:
-            if _is_oom(error):
-                if run.cache.drop(q.device):
-                    continue
-                heads = heads or default_heads(q, layout, config, backend)
-                if heads == 1:
-                    return Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0])
-                # Another thread may have halved it meanwhile: that it did so is no reason to give up.
-                run.heads_at_a_time[q.device] = min(run.heads_at_a_time.get(q.device, heads), heads // 2)
-                continue
-            # Retired for the life of the process; the next backend, or dense attention, answers this same call.
-            log.exception("SVG2: backend %s failed and is retired", backend)
-            registry.retire(backend, error)
-
-
-def _is_oom(error: Exception) -> bool:
-    """Whether memory ran short: as the host knows it, which takes faults of the driver for one too, or on the CPU."""
-    host_knows = getattr(comfy.model_management, "is_oom", lambda error: isinstance(error, torch.OutOfMemoryError))
-    return host_knows(error) or "can't allocate memory" in str(error)
+def _site(call: ModelCall, block: int, total: int | None, whole: bool) -> CallSite:
+    """Where an attention over the video, or over a part of it, comes from; and it is counted."""
+    nth = call.seen.get((block, whole), 0)
+    call.seen[block, whole] = nth + 1
+    return CallSite(call.step, block, total, nth, tuple(call.rows()), call.window, None if whole else nth, call.grid)

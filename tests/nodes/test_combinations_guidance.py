@@ -172,7 +172,7 @@ def test_regional_conditioning(model, svg2, name, how):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, monkeypatch):
     """ConditioningSetTimestepRange: the second prompt has no past of its own, and takes the first one's."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     import nodes
 
@@ -186,14 +186,14 @@ def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, 
     assert rel_l2(sample(name, every, positive=both, **kwargs), dense) <= 1e-4
     assert ran_sparse(every_stats, 4 * VARIANTS[name].blocks)
 
-    starts, whole = [], override.svg2_attention
+    starts, whole = [], session.svg2_attention
 
     def noted(q, k, v, layout, config, warm, **kwargs):
         result = whole(q, k, v, layout, config, warm, **kwargs)
         starts.append((warm[0], result.centroids[0]))
         return result
 
-    monkeypatch.setattr(override, "svg2_attention", noted)
+    monkeypatch.setattr(session, "svg2_attention", noted)
     some, stats = svg2(model(name), **SPARSE)
     assert rel_l2(sample(name, some, positive=both, **kwargs), dense) > 1e-2
     blocks = VARIANTS[name].blocks

@@ -89,7 +89,7 @@ def test_an_image_model_runs_dense(host, svg2, name, config, shape):
 
 def test_a_failing_kernel_is_retired_and_the_call_answered(wan, svg2, dense_sample, monkeypatch):
     """The first call tries each backend of this device once, then is dense as the others are."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     calls = []
 
@@ -97,7 +97,7 @@ def test_a_failing_kernel_is_retired_and_the_call_answered(wan, svg2, dense_samp
         calls.append(backend)
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(override, "svg2_attention", broken)
+    monkeypatch.setattr(session, "svg2_attention", broken)
     patched, stats = svg2(wan)
     assert torch.equal(sample(patched), dense_sample)
     report = stats.latest()
@@ -107,9 +107,9 @@ def test_a_failing_kernel_is_retired_and_the_call_answered(wan, svg2, dense_samp
 
 
 def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch, two_threads):
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
-    whole, seen = override.svg2_attention, []
+    whole, seen = session.svg2_attention, []
 
     def small(*args, heads_at_a_time=None, **kwargs):
         seen.append(heads_at_a_time)
@@ -118,7 +118,7 @@ def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch, two_t
         return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
 
     expected = sample(svg2(wan)[0])
-    monkeypatch.setattr(override, "svg2_attention", small)
+    monkeypatch.setattr(session, "svg2_attention", small)
     patched, stats = svg2(wan)
     assert torch.equal(sample(patched), expected)
     assert seen == [None] + [1] * 12, "the rest of the run stays small"
@@ -132,12 +132,12 @@ def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch, two_t
     [torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_out_of_memory_with_one_head_is_dense(wan, svg2, dense_sample, monkeypatch, error):
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     def never(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(override, "svg2_attention", never)
+    monkeypatch.setattr(session, "svg2_attention", never)
     patched, stats = svg2(wan)
     assert torch.equal(sample(patched), dense_sample)
     assert stats.latest().dense_calls["out_of_memory"] == 12

@@ -75,9 +75,9 @@ def fails(error: type[BaseException]):
 def cancelled_in_a_block(model, monkeypatch):
     """As the stop button does it: a flag, which the host looks at before each of its operations."""
     import comfy.model_management as mm
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
-    monkeypatch.setattr(override, "svg2_attention", at_call(5, override.svg2_attention, mm.interrupt_current_processing))
+    monkeypatch.setattr(session, "svg2_attention", at_call(5, session.svg2_attention, mm.interrupt_current_processing))
     return model, mm.InterruptProcessingException
 
 
@@ -223,7 +223,7 @@ def test_a_shortage_at_first_is_answered_with_fewer_heads(
 @depths
 def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, module, operation, number, shortage):
     """They are given up first: the heads stay together, and the sample stays sparse and right."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     variant, model, _ = wan_case
     heads = []
@@ -233,11 +233,11 @@ def test_a_shortage_with_centroids_to_give_up(wan_case, svg2, monkeypatch, modul
         return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
 
     dense = sample(variant, model)
-    whole, per_call = override.svg2_attention, 2 if operation == "kmeans_in" else 1
+    whole, per_call = session.svg2_attention, 2 if operation == "kmeans_in" else 1
     everything = {"density": 0.9999}  # nearly: a density of 1 makes no stand-ins
     patched, stats = svg2(model, **{**SPARSE, **everything})
     with monkeypatch.context() as m:
-        m.setattr(override, "svg2_attention", noted)
+        m.setattr(session, "svg2_attention", noted)
         m.setattr(module, operation, at_call(per_call * 3 + number, getattr(module, operation), shortage))
         assert rel_l2(sample(variant, patched), dense) <= 1e-4
     assert heads == [None] * (3 * (STEPS - 1) + 1)

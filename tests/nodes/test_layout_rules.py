@@ -115,16 +115,16 @@ def animate_2(text=7, **inputs):
 @pytest.fixture
 def answered(host, monkeypatch):
     """How many queries, over how many keys, each sparse call has."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     lengths = []
-    attend = override._attend
+    attend = session.svg2_attention
 
-    def watched(run, q, k, v, *rest):
+    def watched(q, k, v, *rest, **named):
         lengths.append((q.shape[2], k.shape[2]))
-        return attend(run, q, k, v, *rest)
+        return attend(q, k, v, *rest, **named)
 
-    monkeypatch.setattr(override, "_attend", watched)
+    monkeypatch.setattr(session, "svg2_attention", watched)
     return lengths
 
 

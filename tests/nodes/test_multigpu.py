@@ -164,17 +164,17 @@ def test_four_conditionings(wan, svg2, split, monkeypatch, devices):
 
 
 def test_each_device_keeps_its_own_centroids(made, svg2, split, monkeypatch):
-    from svg2_pack.nodes.patching import run
+    from svg2_pack.svg2_core import session
 
     kept = []
 
-    class Recorded(run.CentroidCache):
+    class Recorded(session.CentroidCache):
         def get(self, key):
             entry = super().get(key)
             kept.append((threading.get_ident(), key, entry is not None))
             return entry
 
-    monkeypatch.setattr(run, "CentroidCache", Recorded)
+    monkeypatch.setattr(session, "CentroidCache", Recorded)
     patched, _ = svg2(made("cosmos t2v"), **SPARSE)
     sample("cosmos t2v", split(InStep(2)(patched)))
     threads = {thread for thread, *_ in kept}
@@ -248,9 +248,9 @@ def test_a_device_still_busy_when_another_fails(made, svg2, split, monkeypatch):
 
 def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch, two_threads):
     """Each goes on with fewer heads; that the other did so first is no reason to give up."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
-    whole, both, heads = override.svg2_attention, threading.Barrier(2, timeout=60), []
+    whole, both, heads = session.svg2_attention, threading.Barrier(2, timeout=60), []
 
     def short(*args, heads_at_a_time=None, **kwargs):
         heads.append(heads_at_a_time)
@@ -261,7 +261,7 @@ def test_both_short_of_memory_at_once(made, svg2, split, monkeypatch, two_thread
 
     patched, stats = svg2(made("cosmos t2v"), **SPARSE)
     expected = sample("cosmos t2v", patched)
-    monkeypatch.setattr(override, "svg2_attention", short)
+    monkeypatch.setattr(session, "svg2_attention", short)
     assert torch.equal(sample("cosmos t2v", split(patched)), expected)
     assert stats.latest().dense_calls == {} and heads.count(None) == 2
 

@@ -11,15 +11,15 @@ from tiny_wan import sample
 @pytest.fixture
 def slowed(monkeypatch):
     """Each sparse call takes a twentieth of a second more."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
-    right = override.svg2_attention
+    right = session.svg2_attention
 
     def slow(*args, **kwargs):
         time.sleep(0.05)
         return right(*args, **kwargs)
 
-    monkeypatch.setattr(override, "svg2_attention", slow)
+    monkeypatch.setattr(session, "svg2_attention", slow)
 
 
 def remarks(stats):

@@ -96,14 +96,14 @@ def exact(model):
 @pytest.mark.parametrize("name", ["wan2.1 t2v", "hunyuan_video t2v", "hunyuan_video 1.5 t2v padded"])
 def test_no_less_exact_than_the_hosts_own_attention(host, svg2, monkeypatch, name, precision):
     """Everything selected: the sample's distance from one with exact attention, against the dense sample's."""
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     def noted(q, *args, **kwargs):
         seen.add(q.dtype)
         return whole(q, *args, **kwargs)
 
-    seen, whole = set(), override.svg2_attention
-    monkeypatch.setattr(override, "svg2_attention", noted)
+    seen, whole = set(), session.svg2_attention
+    monkeypatch.setattr(session, "svg2_attention", noted)
     model, blocks = load(name, precision), VARIANTS[name].blocks
     sample = partial(tiny_models.sample, VARIANTS[name], shape=VARIANTS[name].latent()[:, :, :3, :12, :12])
     quantized = {k for k, p in model.model.diffusion_model.named_parameters() if type(p).__name__ == "QuantizedTensor"}

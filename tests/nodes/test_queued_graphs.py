@@ -266,13 +266,13 @@ def pack(name: str):
     """A module of the pack as the host's loader has loaded it."""
     import nodes
 
-    return sys.modules[nodes.NODE_CLASS_MAPPINGS["SVG2SparseAttention"].__module__.rpartition(".")[0] + "." + name]
+    return sys.modules[nodes.NODE_CLASS_MAPPINGS["SVG2SparseAttention"].__module__.removesuffix("nodes.sparse_attention") + name]
 
 
 def test_a_cancelled_prompt(queue, direct, monkeypatch):
     import nodes
 
-    calls, whole = [], pack("patching.override").svg2_attention
+    calls, whole = [], pack("svg2_core.session").svg2_attention
 
     def cancel(*args, **kwargs):
         calls.append(1)
@@ -282,7 +282,7 @@ def test_a_cancelled_prompt(queue, direct, monkeypatch):
 
     queue.forget()
     with monkeypatch.context() as m:
-        m.setattr(pack("patching.override"), "svg2_attention", cancel)
+        m.setattr(pack("svg2_core.session"), "svg2_attention", cancel)
         queue.run(graph())
     assert queue.events["execution_interrupted"]["node_id"] == "sampler" and len(calls) == 5
     assert queue.run(graph()) == BEHIND - {"svg2"}

@@ -101,11 +101,11 @@ def test_first_order_at_auto(wan, svg2):
 def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
     """The same bits, so also: two runs are bit-identical."""
     from svg2_pack.nodes import sparse_attention as node
-    from svg2_pack.nodes.patching import override
+    from svg2_pack.svg2_core import session
 
     of_preset = node.preset_config  # the metric takes the interpreter long, and has tests of its own with heads in parts
     monkeypatch.setattr(node, "preset_config", lambda *names: replace(of_preset(*names), metric_directions=0))
-    whole, seen = override.svg2_attention, []
+    whole, seen = session.svg2_attention, []
 
     def small(*args, heads_at_a_time=None, **kwargs):
         seen.append(heads_at_a_time)
@@ -115,7 +115,7 @@ def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
 
     patched, stats = svg2(wan, backend="triton", top_p=0.3, **FEW)
     expected = sample(patched, steps=2, shape=latent(*SMALL))
-    monkeypatch.setattr(override, "svg2_attention", small)
+    monkeypatch.setattr(session, "svg2_attention", small)
     assert torch.equal(sample(patched, steps=2, shape=latent(*SMALL)), expected)
     assert seen == [None] + [1] * 6 and stats.latest().backend == "triton" and stats.latest().dense_calls == {}
 
