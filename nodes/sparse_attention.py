@@ -1,16 +1,16 @@
 """Node SVG2SparseAttention: between the model loader and the sampler."""
 
 import logging
-from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS, SVG2Config
+from ..svg2_core.config import COMPENSATION, MAX_CLUSTERS
 from ..svg2_core.ops import registry
 from ..svg2_core.presets import FAMILIES, PRESETS, preset_config
 from ..svg2_core.reasons import Refusal
 from ..svg2_core.stats import StatsHandle
 from .patching import dense_attention as dense
+from .patching.knobs import resolve
 from .patching.layouts import preset_family
 from .patching.patch import Settings, apply_patch
 from .telling.live import Live
@@ -94,26 +94,11 @@ class SVG2SparseAttention(io.ComfyNode):
         dense_attention="auto",
         density=0.0,
     ) -> io.NodeOutput:
-        if density and top_p:
-            raise ValueError(
-                f"density and top_p are two rules for the same choice, and both are set, to {density:g} and {top_p:g}: leave one at 0 (auto)"
-            )
-        base = preset_config(preset, preset_family(model))
-        config = build_config(
-            replace(base, density=None) if top_p else base,  # top_p set: pairs are chosen by mass
-            density=(density, 0),
-            q_clusters=(q_clusters, 0),
-            k_clusters=(k_clusters, 0),
-            top_p=(top_p, 0),
-            warmup_steps=(warmup_steps, -1),
-            min_k_ratio=(min_k_ratio, -1),
-            kmeans_init_iters=(kmeans_init_iters, 0),
-            kmeans_iters=(kmeans_iters, 0),
-            end_percent=(end_percent, None),
-            dense_blocks=(dense_blocks.strip(), "auto"),
-            min_tokens=(min_tokens, -1),
-            compensation=(compensation, "auto"),
-        )
+        config = resolve(
+            preset_family(model), preset, density, top_p, q_clusters=q_clusters, k_clusters=k_clusters, warmup_steps=warmup_steps,
+            min_k_ratio=min_k_ratio, kmeans_init_iters=kmeans_init_iters, kmeans_iters=kmeans_iters, end_percent=end_percent,
+            dense_blocks=dense_blocks, min_tokens=min_tokens, compensation=compensation,
+        )  # fmt: skip
         registry.check_name(backend)
         handle = StatsHandle()
         node = _place(cls.hidden)
@@ -173,10 +158,3 @@ def preset_values(tokens: int = 75_600) -> dict[str, dict]:
 
     return {name: values(name) for name in PRESETS}
 
-
-def build_config(preset: SVG2Config, **knobs: tuple) -> SVG2Config:
-    """Replace the preset's values by the knobs `name=(value, value that means auto)` that are not at auto.
-
-    Raises ValueError naming the input and what it accepts, where a value is out of range.
-    """
-    return replace(preset, **{name: value for name, (value, auto) in knobs.items() if value != auto})

@@ -49,14 +49,15 @@ HEADER = ["settings", "density", "sparse calls", "work", "attention error", "PSN
 def settings(variant: dict):
     """The node's inputs for a variant; what the node has no input for is changed while this is entered."""
     import svg2_pack.nodes.sparse_attention as node
+    from svg2_pack.nodes.patching import knobs
     from svg2_pack.svg2_core.config import SVG2Config
     from svg2_pack.svg2_core.ops.far_field import reference
     from svg2_pack.svg2_core.ops.kmeans import metric
 
     inputs = dict(variant)
-    before = node.preset_config, metric.spaces, reference.StandIns.fit_share
+    before = knobs.preset_config, metric.spaces, reference.StandIns.fit_share
     fields = {name: inputs.pop(name) for name in list(inputs) if name not in _inputs(node) and name in SVG2Config.__dataclass_fields__}
-    node.preset_config = lambda *names: replace(before[0](*names), **fields)
+    knobs.preset_config = lambda *names: replace(before[0](*names), **fields)
     if inputs.pop("frozen", False):
         metric.spaces = _frozen(metric.spaces)
     if (share := inputs.pop("share", None)) is not None:
@@ -64,7 +65,7 @@ def settings(variant: dict):
     try:
         yield inputs
     finally:
-        node.preset_config, metric.spaces, reference.StandIns.fit_share = before
+        knobs.preset_config, metric.spaces, reference.StandIns.fit_share = before
 
 
 def _inputs(node) -> set[str]:

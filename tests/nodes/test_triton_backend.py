@@ -67,10 +67,10 @@ def test_equals_dense_with_padded_text_in_the_sequence(host, svg2):
 
 @pytest.mark.parametrize("compensation", ["off", "centroid"])
 def test_equals_the_torch_backend(wan, svg2, compensation, monkeypatch):
-    from svg2_pack.nodes import sparse_attention as node
+    from svg2_pack.nodes.patching import knobs
 
-    whole = node.preset_config  # what both backends have: clusters of tokens in their own space
-    monkeypatch.setattr(node, "preset_config", lambda *names: replace(whole(*names), metric_directions=0))
+    whole = knobs.preset_config  # what both backends have: clusters of tokens in their own space
+    monkeypatch.setattr(knobs, "preset_config", lambda *names: replace(whole(*names), metric_directions=0))
     samples = {}
     for backend in ("torch", "triton"):
         patched, stats = svg2(wan, backend=backend, top_p=0.3, compensation=compensation, **FEW)
@@ -100,11 +100,11 @@ def test_first_order_at_auto(wan, svg2):
 
 def test_heads_in_parts_when_memory_runs_short(wan, svg2, monkeypatch):
     """The same bits, so also: two runs are bit-identical."""
-    from svg2_pack.nodes import sparse_attention as node
+    from svg2_pack.nodes.patching import knobs
     from svg2_pack.svg2_core import session
 
-    of_preset = node.preset_config  # the metric takes the interpreter long, and has tests of its own with heads in parts
-    monkeypatch.setattr(node, "preset_config", lambda *names: replace(of_preset(*names), metric_directions=0))
+    of_preset = knobs.preset_config  # the metric takes the interpreter long, and has tests of its own with heads in parts
+    monkeypatch.setattr(knobs, "preset_config", lambda *names: replace(of_preset(*names), metric_directions=0))
     whole, seen = session.svg2_attention, []
 
     def small(*args, heads_at_a_time=None, **kwargs):
