@@ -127,7 +127,7 @@ def headline(report: RunReport) -> list[str]:
 def summary(report: RunReport) -> str:
     """The report in words, a fact a line."""
     lines = [] if report.completed else [FAILED]
-    lines += [report.summary, *speed(report)]
+    lines += [report.summary, *report.devices, *speed(report)]
     reasons = [(Reason(name), count) for name, count in report.dense_calls.items()]
     lines += [f"dense, {count:,} calls: {reason.sentence}" for reason, count in reasons if reason.expected]
     lines += [f"note: {notice}" for notice in report.notices]  # the sentences of what was not expected

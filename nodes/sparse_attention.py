@@ -101,7 +101,7 @@ class SVG2SparseAttention(io.ComfyNode):
         )  # fmt: skip
         registry.check_name(backend)
         handle = StatsHandle()
-        node = _place(cls.hidden)
+        node = place_in_graph(cls.hidden)
         if not enabled:
             Live(node).off()
             return io.NodeOutput(model, handle)
@@ -109,7 +109,7 @@ class SVG2SparseAttention(io.ComfyNode):
         return io.NodeOutput(apply_patch(model, settings), handle)
 
 
-def _place(hidden: io.HiddenHolder | None) -> str | None:
+def place_in_graph(hidden: io.HiddenHolder | None) -> str | None:
     """The node's id in the graph on the screen, also where another node expanded into it; None: called by a script."""
     if hidden is None or hidden.unique_id is None:
         return None

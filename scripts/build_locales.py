@@ -3,7 +3,7 @@
 The other languages are translated by hand; tests/unit/test_locales.py names the keys that one of them lacks.
 """
 
-import asyncio
+import importlib
 import importlib.util
 import json
 import sys
@@ -35,10 +35,9 @@ def main() -> int:
     pack = sys.modules["svg2_pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
 
-    async def schemas():
-        return [node.GET_SCHEMA() for node in await (await pack.comfy_entrypoint()).get_node_list()]
-
-    words = {schema.node_id: texts(schema) for schema in asyncio.run(schemas())}
+    # All of them: the one for Raylight is shown only where Raylight is, and translated everywhere.
+    shown = [node.GET_SCHEMA() for node in importlib.import_module("svg2_pack.nodes").NODES]
+    words = {schema.node_id: texts(schema) for schema in shown}
     FILE.write_text(json.dumps(words, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 

@@ -56,6 +56,7 @@ class RunReport:
     without the run's first step;
     q_cluster_sizes, k_cluster_sizes, overlays: of the last step (see ClusterPicture), empty if nothing was sparse in it;
     notices: what the user should know, as sentences; remarks: those that are not reasons of dense calls, by name.
+    devices: where several processes made the run, each with a share of it, a line for each (merged_report.py).
     """
 
     tokens: int
@@ -86,6 +87,7 @@ class RunReport:
     expected_error_by_block_and_step: list[list[float | None]] = field(default_factory=list)
     cold_calls: int = 0
     remarks: dict[str, "Remark"] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """The report as plain dicts, lists, numbers and strings, ready for JSON; without the overlays."""
@@ -93,6 +95,13 @@ class RunReport:
         del plain["overlays"]
         plain["remarks"] = {name: remark._asdict() for name, remark in self.remarks.items()}
         return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> "RunReport":
+        """The inverse of `to_dict`."""
+        steps = [StepReport(**step) for step in plain["steps"]]
+        remarks = {name: Remark(**remark) for name, remark in plain["remarks"].items()}
+        return cls(**{**plain, "steps": steps, "remarks": remarks})
 
     @property
     def summary(self) -> str:
@@ -109,7 +118,7 @@ class RunReport:
         return (
             f"SVG2: {self.tokens:,} tokens, density {self.density:.1%}{text}{error}, backend {self.backend}, "
             f"{self.sparse_share:.0%} of calls sparse, in {sparse_steps} of {len(self.steps)} steps and {sparse_blocks} of "
-            f"{len(self.block_labels)} blocks; dense calls: {dense}"
+            f"{len(self.block_labels)} blocks; dense calls: {dense}" + (f"; {len(self.devices)} GPUs" if self.devices else "")
         )
 
 

@@ -74,7 +74,7 @@ def _load(name: str, path: Path, **kwargs):
 
 
 # Helpers beside the tests (brute_force, tiny_models) are imported by their names, from any folder of tests.
-sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("kernels", "models", "nodes", "browser")]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("kernels", "models", "nodes", "browser", "engines")]
 
 # ComfyUI loads a pack by file location under a name nobody controls. So do the tests, all under this one.
 _load(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])

@@ -73,9 +73,7 @@ def after_text(*text: str, references: str | None = None) -> VideoRange:
     """Text first, then the video. text: the model's inputs `[B, L, C]` that become text; references: a latent before the video."""
 
     def find(call: ModelCall, tokens: int) -> tuple[int, int] | Refusal:
-        start = sum(call.inputs[name].shape[1] for name in text if call.inputs.get(name) is not None)
-        latent = call.inputs.get(references)
-        video = call.video_tokens + (0 if latent is None else call.tokens_of(latent))
+        start, video = text_and_video(call, text, references)
         if tokens < start + video:
             return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)  # the text encoder inside the model
         if tokens > start + video:
@@ -83,6 +81,13 @@ def after_text(*text: str, references: str | None = None) -> VideoRange:
         return start, video
 
     return find
+
+
+def text_and_video(call: ModelCall, text: tuple[str, ...], references: str | None = None) -> tuple[int, int]:
+    """How many tokens those inputs and the latent become, each."""
+    latent = call.inputs.get(references)
+    start = sum(call.inputs[name].shape[1] for name in text if call.inputs.get(name) is not None)
+    return start, call.video_tokens + (0 if latent is None else call.tokens_of(latent))
 
 
 def before_text(text: str) -> VideoRange:
@@ -162,13 +167,15 @@ class Family:
     wrapped: bool = True
 
 
+HUNYUAN_TEXT, HUNYUAN_REFERENCES = ("context", "txt_byt5", "clip_fea"), "ref_latent"
+
 FAMILIES = (
     # Derives from the next one.
     Family("comfy.ldm.wan.model_animate2.WanAnimate2Model", either_branch, part=frame_by_frame, shared_keys=True,
            preset="wan_t2v", blocks=("blocks",)),
     Family("comfy.ldm.wan.model.WanModel", whole_sequence, preset="wan_t2v", blocks=("blocks",)),
     # Vision and ByT5 features (1.5) stand among the text. Its double blocks end before its single blocks begin.
-    Family("comfy.ldm.hunyuan_video.model.HunyuanVideo", after_text("context", "txt_byt5", "clip_fea", references="ref_latent"),
+    Family("comfy.ldm.hunyuan_video.model.HunyuanVideo", after_text(*HUNYUAN_TEXT, references=HUNYUAN_REFERENCES),
            preset="hunyuan_video", blocks=("double_blocks", "single_blocks")),
     Family("comfy.ldm.cosmos.model.GeneralDIT", whole_sequence, preset="cosmos"),
     Family("comfy.ldm.anima.model.Anima", an_image),  # derives from the next one

@@ -159,7 +159,7 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     block, total = block_and_total(call, options)
     if block is None:
         return run.refuse(Refusal(Reason.UNKNOWN_LAYOUT, "it cannot be told which block runs"), None)
-    site = _site(call, block, total, whole=layout.queries is None)
+    site = call_site(call, block, total, whole=layout.queries is None)
     if recorded(q.device):
         return run.refuse(Refusal(Reason.RECORDED), site.label, call.step)
 
@@ -176,7 +176,7 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     return answer.out
 
 
-def _site(call: ModelCall, block: int, total: int | None, whole: bool) -> CallSite:
+def call_site(call: ModelCall, block: int, total: int | None, whole: bool = True) -> CallSite:
     """Where an attention over the video, or over a part of it, comes from; and it is counted."""
     nth = call.seen.get((block, whole), 0)
     call.seen[block, whole] = nth + 1

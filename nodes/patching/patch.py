@@ -45,6 +45,20 @@ def apply_patch(model, settings: Settings):
     return model
 
 
+def remove_patch(model):
+    """A clone of the ModelPatcher `model` without SVG2; the override that was there before it is back."""
+    model = model.clone()
+    options = model.model_options.setdefault("transformer_options", {})
+    current = options.get(OVERRIDE)
+    if isinstance(current, Override):
+        options.pop(OVERRIDE)
+        if current.previous is not None:
+            options[OVERRIDE] = current.previous
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL):
+        model.remove_wrappers_with_key(kind, KEY)
+    return model
+
+
 def _outer_sample(settings: Settings, previous: Callable | None) -> Callable:
     """The OUTER_SAMPLE wrapper: one run, from its first step to its end or failure. previous: the override before ours."""
 

@@ -24,7 +24,8 @@ class Settings:
     """What the node decided.
 
     backend, preset: as asked for, "auto" or a name; node: its place in the graph, if it has one;
-    dense: what computes the dense calls over video tokens in place of the host's own choice.
+    dense: what computes the dense calls over video tokens in place of the host's own choice; live: makes what tells of a run while
+    it goes on, None: the messages of that node in the graph.
     """
 
     config: SVG2Config
@@ -33,6 +34,7 @@ class Settings:
     preset: str = "auto"
     node: str | None = None
     dense: Callable | None = None
+    live: Callable[[], Live] | None = None
 
 
 def memory_ran_short(error: Exception) -> bool:
@@ -55,7 +57,7 @@ class Run(Session):
         self.blocks = blocks
         self.asking = asking
         self.place = None  # of our override among others' (other_overrides.py)
-        self.live = Live(settings.node)
+        self.live = settings.live() if settings.live else Live(settings.node)
 
     def __deepcopy__(self, memo) -> "Run":
         """Itself: a node that copies the options while sampling is still in the same run."""

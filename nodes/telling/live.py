@@ -59,7 +59,7 @@ class Live:
         self._tab = getattr(self._server, "client_id", None)
         if self._tab is not None:
             context = get_executing_context()
-            prompt = context.prompt_id if context else None
+            prompt = context.prompt_id if context else _running_prompt(self._server)
             self._header = {"node": node, "prompt": prompt, "graph": _graph_of(self._server, prompt)}
 
     @_never_fatal
@@ -87,6 +87,11 @@ class Live:
     def off(self) -> None:
         """The node passes its model through: what an earlier run said is no longer so."""
         self._send({"state": "off"})
+
+    @_never_fatal
+    def forward(self, body: dict) -> None:
+        """A message that another process made."""
+        self._send(body)
 
     def _send(self, body: dict) -> None:
         global _serial
@@ -125,12 +130,11 @@ def progress(step: int, before: int, schedule: Schedule, stats: RunStats) -> dic
 
 def totals(report: RunReport, steps: int, stats: RunStats) -> dict:
     """The finished run."""
-    rows = zip(report.block_labels, report.density_by_block_and_step, report.reasons_by_block_and_step, strict=True)
     return {
         "state": "done" if report.completed else "stopped",
         "steps": steps,
         "sparse_steps": sum(step.sparse for step in report.steps),
-        "blocks": [(label, _mean(densities), _last(names)) for label, densities, names in rows],
+        "blocks": blocks_of(report),
         "density": report.density,
         "error": report.error,
         "sparse_share": report.sparse_share,
@@ -144,6 +148,12 @@ def totals(report: RunReport, steps: int, stats: RunStats) -> dict:
         "reasons": reasons(stats),
         "remarks": remarks(report.remarks),
     }
+
+
+def blocks_of(report: RunReport) -> list[tuple[str, float | None, str | None]]:
+    """Each block with its mean density and the last reason it ran dense."""
+    rows = zip(report.block_labels, report.density_by_block_and_step, report.reasons_by_block_and_step, strict=True)
+    return [(label, _mean(densities), _last(names)) for label, densities, names in rows]
 
 
 def reasons(stats: RunStats) -> list[dict]:
@@ -172,6 +182,12 @@ def _last(names: list[str | None]) -> str | None:
 def running_server():
     """The host's server in this process, or None. Not imported: where nobody started one, importing it would be a surprise."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def _running_prompt(server) -> str | None:
+    """Outside the host's own thread: what it executes now."""
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    return running[0][1] if len(running) == 1 else None
 
 
 def _graph_of(server, prompt: str | None) -> str | None:

@@ -201,11 +201,11 @@ def test_no_step_is_announced_twice(wan, queued, listener, sampler):
 def test_a_node_that_another_one_expanded_into(host):
     """Messages go to the node on the screen."""
     from comfy_api.latest import io
-    from svg2_pack.nodes.sparse_attention import _place
+    from svg2_pack.nodes.sparse_attention import place_in_graph
 
     expanded = SimpleNamespace(get_display_node_id={"5.0.0.7": "5"}.get)
-    assert _place(io.HiddenHolder("5.0.0.7", None, None, expanded, None, None)) == "5"
-    assert _place(io.HiddenHolder("7", None, None, None, None, None)) == "7" and _place(None) is None
+    assert place_in_graph(io.HiddenHolder("5.0.0.7", None, None, expanded, None, None)) == "5"
+    assert place_in_graph(io.HiddenHolder("7", None, None, None, None, None)) == "7" and place_in_graph(None) is None
 
 
 def test_only_so_many_are_kept(wan, queued, listener, monkeypatch):

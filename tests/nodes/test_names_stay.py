@@ -14,8 +14,7 @@ NAMES = json.loads(Path(__file__).with_name("names.json").read_text(encoding="ut
 def schemas() -> dict:
     import svg2_pack.nodes as pack
 
-    nodes = (getattr(pack, name) for name in dir(pack) if name.startswith("SVG2") and name != "SVG2Extension")
-    return {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in nodes)}
+    return {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in pack.NODES)}
 
 
 def test_nodes_with_their_inputs_and_outputs(host):

@@ -1,0 +1,74 @@
+"""What runs inside Raylight's actors: each hangs SVG2 on its own copy of the model, and tells what came of it."""
+
+from comfy.patcher_extension import WrappersMP
+
+from ...svg2_core.stats import StatsHandle
+from ..patching.knobs import resolve
+from ..patching.layouts import preset_family, uncompiled
+from ..patching.option_keys import OVERRIDE
+from ..patching.override import Override
+from ..patching.patch import apply_patch, remove_patch
+from ..patching.run import Settings
+from ..telling.live import Live
+from .attention import replace_attentions
+
+KEY = "svg2_raylight"
+_HEADS = ("num_heads", "num_attention_heads")  # as networks, or their parameters, name the number of theirs
+
+
+class LiveFromActor(Live):
+    """Messages of a run that go to the server's process, by a queue; to nobody without one."""
+
+    def __init__(self, queue):
+        super().__init__(None)
+        self._queue = queue
+        self._header = None if queue is None else {}
+
+    def _send(self, body: dict) -> None:
+        if self._header is not None:
+            self._queue.actor.put_nowait.remote(body)  # sampling does not wait for the message to arrive
+
+
+def patch(model, *, preset: str, backend: str, knobs: dict, gpus: int, queue=None):
+    """The actor's model with SVG2; an earlier SVG2 is replaced. gpus: that share the heads.
+
+    Raises ValueError in a sentence for people where this model cannot be served so.
+    """
+    if model is None:
+        raise ValueError("ray_actors: Raylight's workers hold no model yet; place the node behind Raylight's model loader")
+    heads = _heads_of(model.get_model_object("diffusion_model"))
+    if heads is not None and heads % gpus:
+        raise ValueError(f"ray_actors: {heads} attention heads cannot be shared out evenly among {gpus} GPUs (ulysses_degree)")
+    config = resolve(preset_family(model), preset, **knobs)
+    model = apply_patch(model, Settings(config, backend, StatsHandle(), preset, live=lambda: LiveFromActor(queue)))
+    model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _with_attentions)
+    return model
+
+
+def unpatch(model):
+    """The actor's model as it was before SVG2."""
+    if model is None:
+        return None
+    model = remove_patch(model)
+    model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    return model
+
+
+def report(model) -> dict | None:
+    """The latest run's report as plain values and, for the picture, tensors; None if there is none."""
+    override = None if model is None else model.model_options.get("transformer_options", {}).get(OVERRIDE)
+    latest = override.settings.handle.latest() if isinstance(override, Override) else None
+    return None if latest is None else {**latest.to_dict(), "overlays": {name: x.cpu() for name, x in latest.overlays.items()}}
+
+
+def _with_attentions(executor, *args, **kwargs):
+    """Raylight loads a model's module with the model itself, so that its attention is there at an evaluation and not before."""
+    replace_attentions()
+    return executor(*args, **kwargs)
+
+
+def _heads_of(network) -> int | None:
+    network = uncompiled(network)
+    sources = network, getattr(network, "params", None)
+    return next((heads for source in sources for name in _HEADS if isinstance(heads := getattr(source, name, None), int)), None)

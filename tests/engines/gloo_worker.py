@@ -1,0 +1,73 @@
+"""One of two processes in which yunchang's Ulysses attention runs on the CPU, with SVG2 between its collectives.
+
+`python gloo_worker.py CASE RANK STORE OUT`: writes what came of the case to OUT. Run by test_ulysses.py.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import conftest  # noqa: F401  loads the pack
+from engine_cases import BLOCKS, CASES, CONFIG, SIGMAS, full, session_of, token_order
+from svg2_pack.svg2_core import session as session_module
+from svg2_pack.svg2_core.adapters import Evaluation
+from svg2_pack.svg2_core.adapters.ulysses import ring_attention
+
+PROCESSES = 2
+
+
+def yunchang_attention():
+    """Its hybrid of Ulysses, over both processes, and a ring of one. What it asks CUDA at import, it is told."""
+    there, torch.cuda.is_available = torch.cuda.is_available, lambda: True
+    try:
+        import yunchang
+    finally:
+        torch.cuda.is_available = there
+    rank = torch.distributed.get_rank()
+    yunchang.set_seq_parallel_pg(PROCESSES, 1, rank, PROCESSES)
+    return yunchang.LongContextAttention(attn_type=yunchang.kernels.AttnType.TORCH_MATH)
+
+
+def main(name: str, rank: int, store: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    case, attention = CASES[name.partition(":")[0]], yunchang_attention()
+    seen, dense = [], attention.ring_attn_fn
+    attention.ring_attn_fn = lambda *args, **named: seen.append(tuple(args[0].shape)) or dense(*args, **named)
+    attention.ring_attn_fn = ring_attention(attention.ring_attn_fn, group=attention.ulysses_pg)
+    config, causal = CONFIG, False
+    if name.endswith(":everything"):
+        config = replace(CONFIG, density=1.0)
+    if name.endswith(":causal"):
+        causal = True
+    if name.endswith(":memory") and rank == 1:
+        session_module.svg2_attention = _no_room
+    session, outs = session_of(config), []
+    with torch.no_grad():
+        for step, sigma in enumerate(SIGMAS[:-1]):
+            with Evaluation(session, lambda block: token_order(case, block, PROCESSES), sigma=sigma, conditioning="positive", blocks=BLOCKS):
+                for block in range(BLOCKS):
+                    mine = [_share(token_order(case, block, PROCESSES), x, rank) for x in full(case, step, block)]
+                    cross = torch.randn(1, 8, *mine[0].shape[2:], generator=torch.Generator().manual_seed(1))
+                    attention(mine[0], cross, cross)  # over a text: not for SVG2, and it does not count as a block
+                    outs.append(attention(*mine, causal=causal))
+    torch.save({"outs": outs, "dense": seen, "report": session.report(completed=True).to_dict()}, out)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _share(order, x: torch.Tensor, rank: int) -> torch.Tensor:
+    """This process' part `[B, N / P, H, D]` of `[B, H, N, D]`, which the order's `scatter` has put where the engine wants it."""
+    return order.scatter(x).transpose(1, 2).chunk(PROCESSES, 1)[rank].contiguous()
+
+
+def _no_room(*_, **__):
+    raise torch.OutOfMemoryError("no room")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
