@@ -11,8 +11,6 @@ the same tokens, and the tables of QUALITY.md are made from those files. `--tabl
 """
 
 import argparse
-import csv
-import importlib.util
 import itertools
 import math
 import statistics
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import RESULTS, ROOT, markdown, write_table
+from common import RESULTS, load_pack, markdown, read_rows, replace_rows, write_table
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3)
 ROWS = 1000
@@ -346,31 +344,11 @@ def other_counts(captures: Path, tokens: int = 75600, clip: str = "bunny") -> No
 
 
 def read(name: str) -> list[dict]:
-    path = RESULTS / name
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(RESULTS / name)
 
 
 def save(name: str, rows: list[dict], key: tuple[str, ...]) -> None:
-    """Put rows into a result file in place of those of the same key."""
-    new = {tuple(str(row[k]) for k in key) for row in rows}
-    rows = [row for row in read(name) if tuple(row[k] for k in key) not in new] + rows
-    with open(RESULTS / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def load_pack() -> None:
-    """The pack as `svg2_pack`, without the host."""
-    if "svg2_pack" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "svg2_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules["svg2_pack"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["svg2_pack"])
+    replace_rows(RESULTS / name, rows, key)
 
 
 def mean(rows: list[dict], column: str, **key) -> float | None:
