@@ -182,6 +182,6 @@ def test_hopper_shared_memory(hopper, head_dim):
     from svg2_pack.svg2_core.ops.near_field import cuda_fa3
 
     library = emulated_cuda.library("near_field_fa3")
-    assert cuda_fa3.shared_bytes(head_dim) == library.shared_bytes(head_dim) <= MOST_SHARED["90"] * 1024
+    assert cuda_fa3.shared_bytes(head_dim) == library.shared_bytes(head_dim, 0) <= MOST_SHARED["90"] * 1024
     assert ctypes.sizeof(cuda_fa3.Params) == library.parameter_bytes()
     assert all(kernel["shared"] == 0 for kernel in hopper[0]["kernels"].values()), "it would move the swizzle's boundaries"
