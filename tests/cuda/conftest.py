@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE))  # fake_driver and fake_nvrtc, by their names
+sys.path.insert(0, str(HERE))  # the fakes, by their names
 
 NAME = "near_field_fa2"
 

@@ -57,7 +57,7 @@ def test_the_next_step_compiles_the_same_source(simulate, driver, compiler, tmp_
     assert name == source.file and text == (ROOT / "cuda" / source.file).read_text()
     assert headers["warp.cuh"] == (ROOT / "cuda" / "warp.cuh").read_text()
     assert options == [*sources.OPTIONS, f"--gpu-architecture={target}"]
-    assert len(fake.images) == 1 and nvrtc.alive == 0
+    assert len(fake.images) == 1 and nvrtc.alive == 0 and not nvrtc.faults and not fake.faults
     assert len(cached_files(tmp_path)) == 1
 
 
