@@ -15,6 +15,14 @@ NAME = "near_field_fa2"
 
 
 @pytest.fixture
+def driver():
+    """The pack's driver module."""
+    from svg2_pack.cuda import driver
+
+    return driver
+
+
+@pytest.fixture
 def prebuilt(tmp_path, monkeypatch):
     """A copy of cuda/prebuilt that the pack uses instead of its own."""
     from svg2_pack.cuda import images

@@ -13,13 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def driver():
-    from svg2_pack.cuda import driver
-
-    return driver
-
-
-@pytest.fixture
 def compiler(prebuilt, simulate, monkeypatch):
     """compiler(...) -> FakeNvrtc that torch now has; no prebuilt file is left."""
     from fake_nvrtc import FakeNvrtc
