@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from common import RESULTS, load_pack, markdown, read_rows, replace_rows, write_table
+from verify import rel_l2
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3)
 ROWS = 1000
@@ -129,10 +130,6 @@ def sparse(head: Head, rows, q: Groups, k: Groups, maps: list, scale: float) -> 
 def exact_rows(head: Head, rows: torch.Tensor, scale: float) -> torch.Tensor:
     """Exact attention of some rows, fp32 `[rows, D]`."""
     return torch.cat([(scale * head.q[part] @ head.k.T).softmax(-1) @ head.v for part in rows.split(_CHUNK)])
-
-
-def rel_l2(out: torch.Tensor, truth: torch.Tensor) -> float:
-    return ((out - truth).norm() / truth.norm()).item()
 
 
 def errors(head: Head, rows, truth, q: Groups, k: Groups, densities=DENSITIES, select=select) -> list[dict]:
