@@ -381,6 +381,38 @@ def test_an_older_host_without_a_kernel_of_its_own(model, fused, monkeypatch):
     assert calls(patched) == {**EXPECTED[PREDICT2], NORM: EXPECTED[PREDICT2][NORM] + 3 * 2}
 
 
+def test_norms_that_are_left_alone(host, monkeypatch):
+    """What computes something else, whoever made it so, and shapes that kernels do not have."""
+    import comfy.ops
+    from svg2_pack.nodes.fused.install import norm_refused
+
+    class Other(torch.nn.LayerNorm):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    own = comfy.ops.disable_weight_init.RMSNorm
+    assert norm_refused(torch.nn.LayerNorm(8)) is norm_refused(own(8)) is None
+    assert norm_refused(Other(8)) == "Other is not a norm that this was written for"
+    assert norm_refused(torch.nn.LayerNorm((3, 8))) == "a norm over [3, 8]"
+    replaced = own(8)
+    replaced.forward = lambda x: x
+    assert norm_refused(replaced) == "another node replaced its forward"
+    monkeypatch.setattr(own, "forward", other_forward(own.forward))
+    assert norm_refused(own(8)) == "its forward is not the one of ComfyUI 0.30 that this was written for"
+
+
+def test_where_a_gradient_is_wanted_the_model_has_its_own(host):
+    from svg2_pack.nodes.fused.norms import Fused
+
+    fused, norm, x = Fused("torch"), torch.nn.RMSNorm(8), torch.randn(2, 8)
+    with torch.enable_grad():
+        assert fused.norm(norm, x) is None, "of its weight"
+        norm.weight.requires_grad_(False)
+        assert fused.norm(norm, x) is not None and fused.norm(norm, x.requires_grad_()) is None
+    with torch.no_grad():
+        assert torch.allclose(fused.norm(norm, x), norm(x))
+
+
 # Other nodes' patches
 
 
