@@ -8,7 +8,6 @@ Relative L2 error over 1,000 random query rows of a head (500 at 75,600 tokens).
 from 32 exact rows; "foretold" what its moments say. Results go into results/far_field.csv, the tables into QUALITY.md.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, ROOT, load_pack, markdown, read_rows, replace_rows, write_table
-from quality import ROWS, captured, exact_rows, generated, rel_l2, sample_rows
+from quality import ROWS, arguments, captured, exact_rows, generated, rel_l2, sample_rows
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2)
 WAYS = ("centroids", "first order, masses alone", "first order")
@@ -99,11 +98,7 @@ def rank_correlation(rows: list[dict]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captures", type=Path, help="folder of capture.py's captures")
-    parser.add_argument("--tokens", type=int, nargs="*", default=[3120, 12480, 32760, 75600])
-    parser.add_argument("--tables", action="store_true", help="only make QUALITY.md's tables from the results")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     load_pack()
     if not args.tables:
         for tokens in args.tokens:

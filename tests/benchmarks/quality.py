@@ -410,12 +410,18 @@ def tables() -> None:
     write_table(page, "structure", structure_table(read("quality_structure.csv")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every program that measures these heads takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captures", type=Path, help="folder of capture.py's captures")
     parser.add_argument("--tokens", type=int, nargs="*", default=[3120, 12480, 32760, 75600])
+    parser.add_argument("--tables", action="store_true", help="only make QUALITY.md's tables from the results")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--extras", action="store_true", help="also what is asked of one clip only")
-    parser.add_argument("--tables", action="store_true", help="only make QUALITY.md's tables from the result files")
     args = parser.parse_args()
     load_pack()
     if not args.tables:
