@@ -18,7 +18,7 @@ from comfy.patcher_extension import PatcherInjection
 
 from ...svg2_core.ops.norm_rope import MAX_WIDTH, measured
 from .norms import Fused, norm_forward
-from .sites import HOSTS_OWN, SITES, Site, digest, find
+from .sites import HOSTS_MODULATION, HOSTS_OWN, SITES, Site, calls, digest, find
 
 KEY = "svg2_fused_ops"  # of the injection
 NORM_DIGESTS = {
@@ -63,10 +63,9 @@ def plan(network: torch.nn.Module, kinds: set[str], patched: tuple[str, ...] = (
                 inside.update(id(norm) for norm in norms_of(module, site))
             else:
                 found.left[f"{label}: {why}"] += 1
-        kernel = HOSTS_OWN.get(full_name(viewed(module)))
-        if kernel and getattr(module, "is_selfattn", True):
+        if kernel := hosts_own(module):
             inside.update(id(norm) for norm in module.children())
-            found.left[f"{what(module)}: {measured.ROTARY}: ComfyUI itself calls {kernel} for it"] += 1
+            found.left[f"{what(module)}: {measured.ROTARY}: ComfyUI itself calls comfy_kitchen.{kernel} for it"] += 1
             known = True
     if kinds and not known:
         found.left[
@@ -119,10 +118,20 @@ def sites_of(module: torch.nn.Module) -> Iterator[tuple[Site, str | None]]:
         if replaced(module, attribute):
             yield site, f"another node replaced its {attribute}"
         elif not site.recognised:
-            yield site, f"its {attribute} is not the one of ComfyUI 0.30 that this was written for"
+            why = f"its {attribute} is not the one of ComfyUI 0.30 that this was written for"
+            if measured.MODULATION in site.kinds and calls(site.method, HOSTS_MODULATION):
+                why += f", and itself calls comfy_kitchen.{HOSTS_MODULATION} for the modulation"
+            yield site, why
         else:
             refused = [norm_refused(norm) for norm in norms_of(module, site)]
             yield site, next((why for why in refused if why is not None), None)
+
+
+def hosts_own(module: torch.nn.Module) -> str | None:
+    """The kernel of comfy_kitchen by which the host itself does what a site would, where it is so in this version."""
+    name = full_name(viewed(module))
+    method, kernel = HOSTS_OWN.get(name, ("", ""))
+    return kernel if kernel and getattr(module, "is_selfattn", True) and calls(f"{name}.{method}", kernel) else None
 
 
 def replaced(module: torch.nn.Module, attribute: str) -> bool:

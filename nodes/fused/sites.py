@@ -79,6 +79,22 @@ def find(name: str):
     raise ImportError(name)
 
 
+def calls(method: str, kernel: str) -> bool:
+    """Whether a method of the host, as it is now, calls a kernel of comfy_kitchen: itself, or by a function of its module."""
+    try:
+        function = find(method)
+        named = _names(function.__code__)
+        helpers = [function.__globals__.get(name) for name in named]
+    except (ImportError, AttributeError):
+        return False
+    return kernel in named or any(kernel in _names(f.__code__) for f in helpers if isinstance(f, types.FunctionType))
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """What a function, and those within it, looks up by name."""
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)))
+
+
 class StandIn:
     """A module with some of its children replaced, for the length of a call."""
 
@@ -250,7 +266,7 @@ def cosmos_qkv(fused, own):
     """Self-attention's projections: per head a norm, then the rotary embedding that the host writes out in place."""
 
     def run(self, x, context=None, mask=None, rope_emb=None, **kwargs):
-        if self.is_selfattn and rope_emb is not None and context is None:
+        if rope_emb is not None and context is None:
             table, result = rope_emb[None, None], []
             for linear, norm in (self.to_q, self.to_k):
                 y = heads_of(linear(x), self.heads)
@@ -281,9 +297,7 @@ def ltx_attention(fused, own):
             return one(x, pe)
         table, halves = pe
         b, n, width = x.shape
-        heads = table.shape[2] if table.dim() == 6 else 0
-        if not heads or width % heads:
-            return one(x.tensor(), pe)
+        heads = table.shape[2]
 
         def host(y, _):
             return one(y.flatten(2), pe).view(y.shape)
@@ -440,8 +454,10 @@ SITES = (
     ),
 )
 
-# Modules whose queries and keys the host already normalises and rotates in one kernel, with its name.
+# What comfy_kitchen has for a modulation. Newer hosts call it, in sources that this was not written for.
+HOSTS_MODULATION = "adaln"
+# Modules whose queries and keys ComfyUI 0.30 itself normalises and rotates in one kernel: by which method, and which kernel.
 HOSTS_OWN = {
-    f"{COSMOS}.predict2.Attention": "comfy_kitchen.rms_rope_split_half",
-    "comfy.ldm.minimax.model.Attention": "comfy_kitchen.rms_rope_split_half_",
+    f"{COSMOS}.predict2.Attention": ("compute_qkv", "rms_rope_split_half"),
+    "comfy.ldm.minimax.model.Attention": ("forward", "rms_rope_split_half_"),
 }

@@ -18,6 +18,12 @@ WIDTH, DEPTH = 48, 4
 SCALE = 8  # pixels of a frame for one of the latent
 
 
+def enlarged(latents: torch.Tensor) -> torch.Tensor:
+    """Latents `[F, 16, h, w]` to frames `[F, 3, 8h, 8w]`: what the codec's inverse gives, enlarged."""
+    plain = codec.decode(latents.movedim(0, 1)).movedim(-1, 1)
+    return F.interpolate(plain, scale_factor=SCALE // codec.BLOCK, mode="bicubic")
+
+
 class _Residual(nn.Module):
     def __init__(self):
         super().__init__()
@@ -37,9 +43,7 @@ class Decoder(nn.Module):
         self.out = nn.Conv2d(WIDTH, 3 * SCALE**2, 3, padding=1)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        plain = codec.decode(latents.movedim(0, 1)).movedim(-1, 1)
-        plain = F.interpolate(plain, scale_factor=SCALE // codec.BLOCK, mode="bicubic")
-        return plain + F.pixel_shuffle(self.out(F.gelu(self.blocks(self.into(latents)))), SCALE)
+        return enlarged(latents) + F.pixel_shuffle(self.out(F.gelu(self.blocks(self.into(latents)))), SCALE)
 
 
 def load() -> Decoder:
@@ -50,8 +54,8 @@ def load() -> Decoder:
     return decoder.eval().requires_grad_(False)
 
 
-def decode(latents: torch.Tensor) -> torch.Tensor:
-    """Latents `[16, F, h, w]` to frames `[F, 8h, 8w, 3]` in 0..1, fp32."""
-    decoder = load()
+def decode(latents: torch.Tensor, learned: bool) -> torch.Tensor:
+    """Latents `[16, F, h, w]` to frames `[F, 8h, 8w, 3]` in 0..1, fp32: by the network, or by the codec's inverse alone."""
+    decoder = load() if learned else enlarged
     frames = [decoder(frame[None].float()) for frame in latents.movedim(1, 0)]
     return torch.cat(frames).movedim(1, -1).clamp(0, 1).contiguous()

@@ -13,7 +13,7 @@ from comfy_api.latest import ComfyExtension, io
 from PIL import Image
 
 from . import codec
-from .decoder import decode as learned
+from .decoder import decode
 from .prompt import PROMPTS, prompt_vector
 
 CATEGORY = "model/patch/svg2/demo"
@@ -103,11 +103,7 @@ class DemoDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples, decoder="codec") -> io.NodeOutput:
         latents = comfy.latent_formats.Wan21().process_in(samples["samples"].float().cpu())
-        if decoder == "learned":
-            return io.NodeOutput(learned(latents[0]))
-        frames = codec.decode(latents[0]).movedim(-1, 1)
-        frames = torch.nn.functional.interpolate(frames, scale_factor=SPATIAL // codec.BLOCK, mode="bicubic")
-        return io.NodeOutput(frames.movedim(1, -1).clamp(0, 1).contiguous())
+        return io.NodeOutput(decode(latents[0], learned=decoder == "learned"))
 
 
 class DemoSave(io.ComfyNode):

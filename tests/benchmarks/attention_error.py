@@ -8,10 +8,9 @@ chosen by expected error). Clusters start cold, in the numbers of the balanced p
 results/attention_error.csv.
 """
 
-import csv
 from dataclasses import replace
 
-from common import RESULTS, ROOT, markdown, start, write_table
+from common import RESULTS, ROOT, markdown, start, write_rows, write_table
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3)
 
@@ -75,11 +74,7 @@ def main() -> None:
     from svg2_pack.svg2_core.presets import preset_config
 
     rows = rows_by_density(record(demo_video.model()), preset_config("balanced", "wan_i2v"))
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "attention_error.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(RESULTS / "attention_error.csv", rows)
     print(table(rows))
     write_table(ROOT / "web/docs/measurements.md", "attention_error", table(rows))
 

@@ -18,10 +18,15 @@ def start() -> None:
 
     host.activate(environment.ensure(), cpu=True)
     sys.path.insert(0, str(ROOT / "tests" / "models"))
-    name = "svg2_pack"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
+    load_pack()
+
+
+def load_pack() -> None:
+    """The pack as `svg2_pack`; its core needs no host."""
+    if "svg2_pack" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("svg2_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        sys.modules["svg2_pack"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["svg2_pack"])
 
 
 def need_torch() -> None:
@@ -31,6 +36,29 @@ def need_torch() -> None:
         import environment
 
         environment.ensure()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The records of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Records as a whole CSV file, with the fields of the last one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[-1].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def replace_rows(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
+    """Put records into a CSV file in place of those that are the same in all of `key`."""
+    new = {tuple(str(row[k]) for k in key) for row in rows}
+    write_rows(path, [row for row in read_rows(path) if tuple(row[k] for k in key) not in new] + rows)
 
 
 def append_rows(path: Path, rows: list[dict], fields: tuple[str, ...]) -> None:

@@ -8,16 +8,14 @@ Relative L2 error over 1,000 random query rows of a head (500 at 75,600 tokens).
 from 32 exact rows; "foretold" what its moments say. Results go into results/far_field.csv, the tables into QUALITY.md.
 """
 
-import argparse
-import csv
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-from common import RESULTS, ROOT, markdown, write_table
-from quality import ROWS, captured, exact_rows, generated, load_pack, rel_l2, sample_rows
+from common import RESULTS, ROOT, load_pack, markdown, read_rows, replace_rows, write_table
+from quality import ROWS, arguments, captured, exact_rows, generated, rel_l2, sample_rows
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2)
 WAYS = ("centroids", "first order, masses alone", "first order")
@@ -59,22 +57,12 @@ def run(captures: Path | None, tokens: int) -> None:
     there = captures is not None and any(captures.glob(f"*_{tokens}_*.safetensors"))
     source = "captured" if there else "generated"
     heads = captured(captures, tokens) if there else generated(tokens, heads=6)
-    rows = [row for row in read() if row["tokens"] != str(tokens)]
+    rows = []
     for index, head in enumerate(heads):
         began = time.time()
         rows += [{"source": source, "tokens": tokens, "head": index, **row} for row in measure(head, index)]
         print(source, tokens, index, f"{time.time() - began:.0f} s", rows[-1], file=sys.stderr, flush=True)
-    with open(FILE, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read() -> list[dict]:
-    if not FILE.exists():
-        return []
-    with open(FILE, newline="") as file:
-        return list(csv.DictReader(file))
+    replace_rows(FILE, rows, ("tokens",))
 
 
 def error_table(rows: list[dict]) -> str:
@@ -110,18 +98,14 @@ def rank_correlation(rows: list[dict]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captures", type=Path, help="folder of capture.py's captures")
-    parser.add_argument("--tokens", type=int, nargs="*", default=[3120, 12480, 32760, 75600])
-    parser.add_argument("--tables", action="store_true", help="only make QUALITY.md's tables from the results")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     load_pack()
     if not args.tables:
         for tokens in args.tokens:
             run(args.captures, tokens)
-    page = ROOT / "tests" / "benchmarks" / "QUALITY.md"
-    write_table(page, "far_field", error_table(read()))
-    write_table(page, "signal", signal_table(read()))
+    page, rows = ROOT / "tests" / "benchmarks" / "QUALITY.md", read_rows(FILE)
+    write_table(page, "far_field", error_table(rows))
+    write_table(page, "signal", signal_table(rows))
 
 
 if __name__ == "__main__":

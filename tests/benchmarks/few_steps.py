@@ -8,11 +8,10 @@ from them.
 """
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
-from common import RESULTS, append_rows, markdown, start
+from common import RESULTS, append_rows, markdown, read_rows, start
 from sweep_presets import CLIPS, SEEDS
 
 STEPS, WARMUP = (4, 6, 8), (0, 1)
@@ -44,9 +43,7 @@ def run(clip: str, seed: int, steps: int) -> None:
 
 
 def page() -> str:
-    with open(FILE, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    lines = []
+    rows, lines = read_rows(FILE), []
     for steps in STEPS:
         for preset in PRESETS:
             mine = {w: [r for r in rows if (int(r["steps"]), r["preset"], int(r["warmup_steps"])) == (steps, preset, w)] for w in WARMUP}

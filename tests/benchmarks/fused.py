@@ -22,7 +22,8 @@ common.need_torch()
 import floors  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from run import RESULTS, load_pack, machine  # noqa: E402
+from common import RESULTS, load_pack  # noqa: E402
+from run import machine  # noqa: E402
 from verify import WrongResult  # noqa: E402
 
 TOKENS = (1_024, 4_096, 16_384, 32_760, 75_600, 118_800)

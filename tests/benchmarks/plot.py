@@ -3,17 +3,14 @@
 Three pictures under web/docs/img/, where the documents find them: error against time, time against tokens, share of each stage.
 """
 
-import csv
-
-from common import PICTURES, RESULTS, ROOT, markdown, write_table
+from common import PICTURES, RESULTS, ROOT, markdown, read_rows, write_table
 from shapes import MAIN
 from stages import STAGES
 
 
 def newest(path) -> list[dict]:
     """The rows of the last commit and GPU in the file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     last = rows[-1]["commit"], rows[-1]["gpu"]
     return [row for row in rows if (row["commit"], row["gpu"]) == last]
 

@@ -3,9 +3,7 @@
 Three pictures under web/docs/img/, where web/docs/measurements.md finds them: time against tokens, error against time, share of each stage.
 """
 
-import csv
-
-from common import RESULTS, ROOT, markdown, write_table
+from common import RESULTS, ROOT, markdown, read_rows, write_table
 from plot import number, picture
 
 ORDER = ("quality", "balanced", "turbo")
@@ -14,8 +12,7 @@ MAIN = 32760
 
 def newest(path) -> list[dict]:
     """The rows of the last machine in the file: of each size those of its last commit, and of a method measured twice the later."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     machine = ("processor", "threads", "torch")
     rows = [row for row in rows if all(row[name] == rows[-1][name] for name in machine)]
     commit = {row["tokens"]: row["commit"] for row in rows}

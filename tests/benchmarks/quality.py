@@ -11,8 +11,6 @@ the same tokens, and the tables of QUALITY.md are made from those files. `--tabl
 """
 
 import argparse
-import csv
-import importlib.util
 import itertools
 import math
 import statistics
@@ -22,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import RESULTS, ROOT, markdown, write_table
+from common import RESULTS, load_pack, markdown, read_rows, replace_rows, write_table
+from verify import rel_l2
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3)
 ROWS = 1000
@@ -131,10 +130,6 @@ def sparse(head: Head, rows, q: Groups, k: Groups, maps: list, scale: float) -> 
 def exact_rows(head: Head, rows: torch.Tensor, scale: float) -> torch.Tensor:
     """Exact attention of some rows, fp32 `[rows, D]`."""
     return torch.cat([(scale * head.q[part] @ head.k.T).softmax(-1) @ head.v for part in rows.split(_CHUNK)])
-
-
-def rel_l2(out: torch.Tensor, truth: torch.Tensor) -> float:
-    return ((out - truth).norm() / truth.norm()).item()
 
 
 def errors(head: Head, rows, truth, q: Groups, k: Groups, densities=DENSITIES, select=select) -> list[dict]:
@@ -346,31 +341,11 @@ def other_counts(captures: Path, tokens: int = 75600, clip: str = "bunny") -> No
 
 
 def read(name: str) -> list[dict]:
-    path = RESULTS / name
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(RESULTS / name)
 
 
 def save(name: str, rows: list[dict], key: tuple[str, ...]) -> None:
-    """Put rows into a result file in place of those of the same key."""
-    new = {tuple(str(row[k]) for k in key) for row in rows}
-    rows = [row for row in read(name) if tuple(row[k] for k in key) not in new] + rows
-    with open(RESULTS / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def load_pack() -> None:
-    """The pack as `svg2_pack`, without the host."""
-    if "svg2_pack" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "svg2_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules["svg2_pack"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["svg2_pack"])
+    replace_rows(RESULTS / name, rows, key)
 
 
 def mean(rows: list[dict], column: str, **key) -> float | None:
@@ -435,12 +410,18 @@ def tables() -> None:
     write_table(page, "structure", structure_table(read("quality_structure.csv")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every program that measures these heads takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captures", type=Path, help="folder of capture.py's captures")
     parser.add_argument("--tokens", type=int, nargs="*", default=[3120, 12480, 32760, 75600])
+    parser.add_argument("--tables", action="store_true", help="only make QUALITY.md's tables from the results")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--extras", action="store_true", help="also what is asked of one clip only")
-    parser.add_argument("--tables", action="store_true", help="only make QUALITY.md's tables from the result files")
     args = parser.parse_args()
     load_pack()
     if not args.tables:

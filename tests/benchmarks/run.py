@@ -10,7 +10,6 @@ Needs torch and triton, an NVIDIA GPU (or --device cpu), and no ComfyUI. Rows ar
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -25,23 +24,15 @@ common.need_torch()
 
 import floors  # noqa: E402
 import torch  # noqa: E402
+from common import RESULTS, ROOT, load_pack  # noqa: E402
 from shapes import GROWTH, MAIN, SHAPES, TINY, Shape  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parent / "results"
 PRESETS = {"turbo": 0.02, "balanced": 0.05, "quality": 0.1}  # and their densities, as the tests know
 Q_CLUSTERS = (100, 200, 300, 400)
 EXACT_ERROR = 1e-2  # bf16 attention of these inputs stays well below
 QUANTISED_ERROR = 0.2
 FIELDS = ("gpu", "driver", "torch", "triton", "commit", "date", "shape", "tokens", "heads", "text", "q_clusters", "k_clusters",
           "stage", "method", "compensation", "density", "p20_ms", "p50_ms", "p80_ms", "extra_mib", "rel_l2")  # fmt: skip
-
-
-def load_pack() -> None:
-    """The pack as `svg2_pack`; its core needs no ComfyUI."""
-    spec = importlib.util.spec_from_file_location("svg2_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    sys.modules["svg2_pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["svg2_pack"])
 
 
 def shell(*command: str) -> str:

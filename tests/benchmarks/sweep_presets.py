@@ -10,14 +10,13 @@ Results go into results/presets.csv, presets.md is made from them. On one CPU co
 
 import argparse
 import contextlib
-import csv
 import json
 import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from common import RESULTS, markdown, start
+from common import RESULTS, markdown, read_rows, replace_rows, start
 
 CLIPS = {"bunny": {}, "bikes": {"prompt": "bikes", "with_image": False}}
 SEEDS = (1, 2)
@@ -99,31 +98,15 @@ def run(clip: str, seed: int) -> None:
         report = stats.latest()
         stand_ins = report.settings["k_clusters"] / report.tokens * (report.settings["compensation"] != "off")
         moments = report.settings["q_clusters"] / report.tokens * (report.settings["compensation"] == "first_order")
-        save({"settings": json.dumps(variant), "clip": clip, "seed": seed, "density": round(report.density, 5),
-              "sparse": round(report.sparse_share, 4), "error": round(report.error, 5), "psnr": round(psnr(frames, dense), 3),
-              "work": round(1 - report.sparse_share * (1 - report.density - stand_ins - moments), 4)})  # fmt: skip
-        print(clip, seed, read()[-1], file=sys.stderr, flush=True)
-
-
-def read() -> list[dict]:
-    if not FILE.exists():
-        return []
-    with open(FILE, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def save(row: dict) -> None:
-    """Add a row in place of the one of the same settings, clip and seed."""
-    key = ("settings", "clip", "seed")
-    rows = [old for old in read() if any(old[k] != str(row[k]) for k in key)] + [row]
-    with open(FILE, "w", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        writer.writeheader()
-        writer.writerows(rows)
+        row = {"settings": json.dumps(variant), "clip": clip, "seed": seed, "density": round(report.density, 5),
+               "sparse": round(report.sparse_share, 4), "error": round(report.error, 5), "psnr": round(psnr(frames, dense), 3),
+               "work": round(1 - report.sparse_share * (1 - report.density - stand_ins - moments), 4)}  # fmt: skip
+        replace_rows(FILE, [row], ("settings", "clip", "seed"))
+        print(clip, seed, row, file=sys.stderr, flush=True)
 
 
 def page() -> str:
-    rows, sections = read(), []
+    rows, sections = read_rows(FILE), []
     for title, variants in GROUPS.items():
         lines = []
         for variant in variants:

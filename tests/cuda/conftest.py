@@ -9,9 +9,17 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE))  # fake_driver and fake_nvrtc, by their names
+sys.path.insert(0, str(HERE))  # the fakes, by their names
 
 NAME = "near_field_fa2"
+
+
+@pytest.fixture
+def driver():
+    """The pack's driver module."""
+    from svg2_pack.cuda import driver
+
+    return driver
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A driver library made of C function pointers, with the prototypes of cuda.h: what arrives went through the C ABI.
+"""A driver library with the prototypes of cuda.h.
 
 It keeps what it is told (calls, images, the bytes of parameters) and follows NVIDIA's published rules: which machine
 code runs on which GPU (by the file's own ELF header), which context is current on a thread, how much shared memory a
@@ -8,7 +8,9 @@ launch may ask for. Standard library only. Written from cuda.h and the programmi
 import ctypes
 import struct
 import threading
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_uint, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_uint, c_void_p
+
+from fake_library import FakeLibrary
 
 NAMES = {
     1: "CUDA_ERROR_INVALID_VALUE",
@@ -51,14 +53,7 @@ _PROTOTYPES = {
 _NEED_CONTEXT = {name for name in _PROTOTYPES if name.startswith(("cuModule", "cuFunc", "cuLaunch"))}
 
 
-class _Pointer(ctypes._CFuncPtr):
-    """A function as a library gives it out: an address, with no types until somebody sets them."""
-
-    _flags_ = ctypes._FUNCFLAG_CDECL
-    _restype_ = c_int
-
-
-class FakeDriver:
+class FakeDriver(FakeLibrary):
     """capabilities: (major, minor) of each GPU. version: as cuDriverGetVersion. fail: function -> code it returns."""
 
     def __init__(self, *capabilities, version=12080, name="NVIDIA GeForce RTX 4090", optin=101376, fail=None):
@@ -72,28 +67,17 @@ class FakeDriver:
         self.launches = []  # dicts
         self.parameter_bytes = 0  # how many to copy from the first parameter at a launch
         self.stacks = {}  # thread -> contexts
-        self.faults = []  # exceptions inside the functions below, which C would swallow
-        self._next, self._lock, self._kept = 0x7F00_1234_5000, threading.Lock(), []
-        for function, types in _PROTOTYPES.items():
-            callback = CFUNCTYPE(c_int, *types)(self._recorded(function))
-            self._kept.append(callback)
-            setattr(self, function, _Pointer(ctypes.cast(callback, c_void_p).value))
+        self._next, self._lock = 0x7F00_1234_5000, threading.Lock()
+        super().__init__(_PROTOTYPES)
 
-    def _recorded(self, function):
-        def call(*arguments):
-            with self._lock:
-                self.calls.append((function, threading.get_ident(), arguments))
-            if function in self.fail and not function.startswith("cuGetError"):
-                return self.fail[function]
-            if function in _NEED_CONTEXT and not self._stack():
-                return 201
-            try:
-                return getattr(self, "_" + function)(*arguments) or 0
-            except BaseException as error:
-                self.faults.append(error)
-                return 999
-
-        return call
+    def _called(self, function, arguments):
+        with self._lock:
+            self.calls.append((function, threading.get_ident(), arguments))
+        if function in self.fail and not function.startswith("cuGetError"):
+            return self.fail[function]
+        if function in _NEED_CONTEXT and not self._stack():
+            return 201
+        return super()._called(function, arguments)
 
     def names(self):
         return [function for function, _, _ in self.calls]

@@ -1,10 +1,10 @@
-"""A compiler library made of C function pointers, with the prototypes of nvrtc.h. It "compiles" by giving a file."""
+"""A compiler library with the prototypes of nvrtc.h. It "compiles" by giving a file."""
 
 import ctypes
 import re
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
 
-from fake_driver import _Pointer
+from fake_library import FakeLibrary
 
 _PROTOTYPES = {
     "nvrtcVersion": (POINTER(c_int), POINTER(c_int)),
@@ -22,31 +22,25 @@ _PROTOTYPES = {
 }
 
 
-class FakeNvrtc:
+class FakeNvrtc(FakeLibrary):
     """cubin, ptx: what it gives out, the cubin with the wanted architecture in its header. log: of a failure."""
 
     def __init__(self, cubin=b"", ptx=b"", architectures=(80, 86, 89, 90, 100, 120), version=(12, 8), log=""):
         self.cubin, self.ptx, self.known, self.number, self.log = cubin, ptx, architectures, version, log
         self.compiled = []  # (name, text, headers, options)
         self.alive = 0  # programs
-        self._programs, self._results, self._kept = {}, {}, []
-        for function, types in _PROTOTYPES.items():
-            callback = CFUNCTYPE(c_int, *types)(getattr(self, "_" + function))
-            self._kept.append(callback)
-            setattr(self, function, _Pointer(ctypes.cast(callback, c_void_p).value))
+        self._programs, self._results = {}, {}
+        super().__init__(_PROTOTYPES)
 
     def _nvrtcVersion(self, major, minor):
         major[0], minor[0] = self.number
-        return 0
 
     def _nvrtcGetNumSupportedArchs(self, out):
         out[0] = len(self.known)
-        return 0
 
     def _nvrtcGetSupportedArchs(self, out):
         for i, number in enumerate(self.known):
             out[i] = number
-        return 0
 
     def _nvrtcCreateProgram(self, out, text, name, count, texts, names):
         handle = 0x7D00_1111_2220 + 0x1_0000_0010 * len(self._programs)
@@ -57,7 +51,6 @@ class FakeNvrtc:
         )
         self.alive += 1
         out[0] = handle
-        return 0
 
     def _nvrtcCompileProgram(self, program, count, options):
         options = [options[i].decode() for i in range(count)]
@@ -67,35 +60,20 @@ class FakeNvrtc:
         if target[1] == "sm" and cubin:
             number, wide = int(target[2].rstrip("a")), cubin[8] >= 8
             cubin[0x31 if wide else 0x30] = number
-        self._results[program] = bytes(cubin)
+        self._results[program] = {"ProgramLog": self.log.encode() + b"\0", "CUBIN": bytes(cubin), "PTX": self.ptx + b"\0"}
         return 6 if self.log else 0
 
     def _nvrtcDestroyProgram(self, program):
         self.alive -= 1
-        return 0
 
-    def _give(self, data, out):
-        ctypes.memmove(out, data, len(data))
-        return 0
-
-    def _size(self, data, out):
-        out[0] = len(data)
-        return 0
-
-    def _nvrtcGetProgramLogSize(self, program, out):
-        return self._size(self.log.encode() + b"\0", out)
-
-    def _nvrtcGetProgramLog(self, program, out):
-        return self._give(self.log.encode() + b"\0", out)
-
-    def _nvrtcGetCUBINSize(self, program, out):
-        return self._size(self._results[program], out)
-
-    def _nvrtcGetCUBIN(self, program, out):
-        return self._give(self._results[program], out)
-
-    def _nvrtcGetPTXSize(self, program, out):
-        return self._size(self.ptx + b"\0", out)
-
-    def _nvrtcGetPTX(self, program, out):
-        return self._give(self.ptx + b"\0", out)
+    def _called(self, function, arguments):
+        """What a program gives comes in two calls: how many bytes, then the bytes."""
+        wanted = re.fullmatch("nvrtcGet(ProgramLog|CUBIN|PTX)(Size)?", function)
+        if not wanted:
+            return super()._called(function, arguments)
+        program, out = arguments
+        data = self._results[program][wanted[1]]
+        if wanted[2]:
+            out[0] = len(data)
+        else:
+            ctypes.memmove(out, data, len(data))

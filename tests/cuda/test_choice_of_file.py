@@ -10,13 +10,6 @@ import pytest
 NAME = "near_field_fa2"
 
 
-@pytest.fixture
-def driver():
-    from svg2_pack.cuda import driver
-
-    return driver
-
-
 def images_seen(fake):
     """What was given to the driver: architecture numbers of machine code, "ptx"."""
     from fake_driver import architecture

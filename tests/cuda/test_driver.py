@@ -10,13 +10,6 @@ import torch
 NAME = "near_field_fa2"
 
 
-@pytest.fixture
-def driver():
-    from svg2_pack.cuda import driver
-
-    return driver
-
-
 def some_kernel(module):
     return module.kernel(module.kernels[0])
 

@@ -13,13 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def driver():
-    from svg2_pack.cuda import driver
-
-    return driver
-
-
-@pytest.fixture
 def compiler(prebuilt, simulate, monkeypatch):
     """compiler(...) -> FakeNvrtc that torch now has; no prebuilt file is left."""
     from fake_nvrtc import FakeNvrtc
@@ -57,7 +50,7 @@ def test_the_next_step_compiles_the_same_source(simulate, driver, compiler, tmp_
     assert name == source.file and text == (ROOT / "cuda" / source.file).read_text()
     assert headers["warp.cuh"] == (ROOT / "cuda" / "warp.cuh").read_text()
     assert options == [*sources.OPTIONS, f"--gpu-architecture={target}"]
-    assert len(fake.images) == 1 and nvrtc.alive == 0
+    assert len(fake.images) == 1 and nvrtc.alive == 0 and not nvrtc.faults and not fake.faults
     assert len(cached_files(tmp_path)) == 1
 
 

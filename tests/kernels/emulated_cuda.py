@@ -30,7 +30,7 @@ def compiler() -> list[str]:
 @lru_cache(None)
 def library(name: str = "near_field_fa2") -> ctypes.CDLL:
     """A kernel source, built once for each state of the sources, in .cache/."""
-    sources = [*sorted(SOURCES.iterdir()), *sorted((SOURCES.parents[2] / "cuda").glob("*.cu*"))]
+    sources = [*sorted(SOURCES.iterdir()), *sorted((ROOT / "cuda").glob("*.cu*"))]
     version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     built = ROOT / ".cache" / "emulator" / f"{name}.{version}.so"
     if not built.exists():
@@ -38,8 +38,8 @@ def library(name: str = "near_field_fa2") -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:  # then moved: several workers may build at once
             fresh = Path(folder) / "fresh.so"
             subprocess.run(
-                [*compiler(), "-O2", "-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", f"-I{SOURCES}", "-o", fresh,
-                 SOURCES / f"{name}.cpp"],
+                [*compiler(), "-O2", "-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", f"-I{SOURCES}",
+                 f'-DSOURCE="{ROOT / "cuda" / name}.cu"', "-o", fresh, SOURCES / "near_field.cpp"],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
             fresh.replace(built)
@@ -59,11 +59,12 @@ class Module:
 class Kernel:
     def __init__(self, module: Module, name: str):
         self.module, self.name = module, name
+        self.function = getattr(module.library, name)  # AttributeError where there is none
 
     def launch(self, grid, block, shared_bytes, stream, params, keep_alive=()) -> None:
         library, message = self.module.library, ctypes.create_string_buffer(256)
         assert ctypes.sizeof(params) == library.parameter_bytes()
-        failed = library.emulate(self.name.encode(), *(grid), block[0], shared_bytes, ctypes.byref(params), message,
+        failed = library.emulate(self.function, *grid, block[0], shared_bytes, ctypes.byref(params), message,
                                  ctypes.byref(self.module.conflicts))  # fmt: skip
         if failed:
             raise RuntimeError(f"{self.name}: {message.value.decode()}")

@@ -38,6 +38,7 @@ EXPECTED = {
 def model(host):
     """`model(name)`: the tiny model of that name, its weights exact in half precision. Patch clones, not it."""
 
+    @torch.no_grad()
     def build(name):
         patcher = VARIANTS[name].build()
         for p in patcher.model.parameters():
@@ -327,6 +328,89 @@ def test_another_helper_is_another_source(model, fused, monkeypatch):
     patched, report = fused(model(WAN))
     assert rel_l2(sample(WAN, patched), own) <= 1e-5
     assert "3 x WanAttentionBlock: norm + modulation: its forward is not" in report
+
+
+def newer_modulation(x):
+    """Stands where newer hosts' blocks have a function for it."""
+    import comfy.quant_ops
+
+    return comfy.quant_ops.ck.adaln(x, torch.zeros_like(x), torch.zeros_like(x))
+
+
+def test_a_newer_hosts_own_modulation_is_told(model, fused, monkeypatch):
+    """By what its block calls, by way of a function of its module."""
+    import comfy.ldm.wan.model as wan
+
+    whole = wan.WanAttentionBlock.forward
+
+    def forward(self, x, **kwargs):
+        return whole(self, newer_modulation(x), **kwargs)
+
+    monkeypatch.setattr(wan.WanAttentionBlock, "forward", forward)
+    own = sample(WAN, model(WAN))
+    patched, report = fused(model(WAN))
+    assert rel_l2(sample(WAN, patched), own) <= 1e-5
+    assert (
+        "3 x WanAttentionBlock: norm + modulation: its forward is not the one of ComfyUI 0.30 that this was written for, "
+        "and itself calls comfy_kitchen.adaln for the modulation\n" in report
+    )
+    assert "3 x WanSelfAttention: norm + rotary embedding" in report
+
+
+def test_an_older_host_without_a_kernel_of_its_own(model, fused, monkeypatch):
+    """Cosmos-Predict2 before 0.30: its queries' and keys' norms stand alone, and are taken."""
+    import comfy.ldm.cosmos.predict2 as predict2
+    import comfy.quant_ops
+
+    def compute_qkv(self, x, context=None, rope_emb=None, transformer_options=None):
+        context = x if context is None else context
+        q, k, v = (
+            linear(given).unflatten(-1, (self.n_heads, self.head_dim))
+            for linear, given in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
+        )
+        q, k, v = self.q_norm(q), self.k_norm(k), self.v_norm(v)
+        if self.is_selfattn and rope_emb is not None:
+            q, k = comfy.quant_ops.ck.apply_rope_split_half(q, k, rope_emb)
+        return q, k, v
+
+    own = sample(PREDICT2, model(PREDICT2))
+    monkeypatch.setattr(predict2.Attention, "compute_qkv", compute_qkv)
+    patched, report = fused(model(PREDICT2))
+    assert rel_l2(sample(PREDICT2, patched), own) <= 1e-5
+    assert "ComfyUI itself calls" not in report
+    assert calls(patched) == {**EXPECTED[PREDICT2], NORM: EXPECTED[PREDICT2][NORM] + 3 * 2}
+
+
+def test_norms_that_are_left_alone(host, monkeypatch):
+    """What computes something else, whoever made it so, and shapes that kernels do not have."""
+    import comfy.ops
+    from svg2_pack.nodes.fused.install import norm_refused
+
+    class Other(torch.nn.LayerNorm):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    own = comfy.ops.disable_weight_init.RMSNorm
+    assert norm_refused(torch.nn.LayerNorm(8)) is norm_refused(own(8)) is None
+    assert norm_refused(Other(8)) == "Other is not a norm that this was written for"
+    assert norm_refused(torch.nn.LayerNorm((3, 8))) == "a norm over [3, 8]"
+    replaced = own(8)
+    replaced.forward = lambda x: x
+    assert norm_refused(replaced) == "another node replaced its forward"
+    monkeypatch.setattr(own, "forward", other_forward(own.forward))
+    assert norm_refused(own(8)) == "its forward is not the one of ComfyUI 0.30 that this was written for"
+
+
+def test_where_a_gradient_is_wanted_the_model_has_its_own(host):
+    from svg2_pack.nodes.fused.norms import Fused
+
+    fused, norm, x = Fused("torch"), torch.nn.RMSNorm(8), torch.randn(2, 8)
+    with torch.enable_grad():
+        assert fused.norm(norm, x) is None, "of its weight"
+        norm.weight.requires_grad_(False)
+        assert fused.norm(norm, x) is not None and fused.norm(norm, x.requires_grad_()) is None
+    with torch.no_grad():
+        assert torch.allclose(fused.norm(norm, x), norm(x))
 
 
 # Other nodes' patches

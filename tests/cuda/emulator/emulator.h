@@ -19,7 +19,7 @@
 #define DEVICE_METHOD inline
 #define UNROLL
 #define NOT_UNROLLED
-#define KERNEL static
+#define KERNEL extern "C"
 #define PARAMETER const
 #define SHARED_MEMORY unsigned char* smem = emulator::shared
 

@@ -13,7 +13,7 @@
 #include <map>
 #include <memory>
 
-#define WARPGROUP_KERNEL(THREADS) static
+#define WARPGROUP_KERNEL(THREADS) extern "C"
 #define SWIZZLED_SHARED_MEMORY unsigned char* smem = emulator::shared
 
 typedef unsigned long long u64;
