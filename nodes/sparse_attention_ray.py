@@ -52,6 +52,7 @@ class SVG2SparseAttentionRay(io.ComfyNode):
         stats, node = actors.GatheredStats(ray_actors), place_in_graph(cls.hidden)
         if not enabled:
             actors.change_models(ray_actors, [actors.call_of("unpatch")] * len(workers))
+            actors.Telling.stop(node)
             Live(node).off()
             return io.NodeOutput(ray_actors, stats)
         registry.check_name(backend)

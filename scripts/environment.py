@@ -34,6 +34,9 @@ CUDA = "cu130"
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 # pytest 9.2 has no Node._nodeid any more, and pytest-xdist up to 3.8 then forgets its groups without a word.
 TOOLS = ["pytest>=8,<9.2", "pytest-xdist>=3.6,<4", "ruff>=0.12,<1", "matplotlib>=3.8,<4", "scikit-image>=0.22,<1", "playwright>=1.49,<2"]
+# The engines of several GPUs that the tests run SVG2 under; 240 MB.
+if sys.platform == "linux":
+    TOOLS += ["ray>=2.50,<3", "yunchang==0.6.4"]
 # The tests run the CUDA kernels on a CPU, compiled for it.
 if not any(map(shutil.which, ("c++", "g++", "clang++"))):
     TOOLS.append("ziglang>=0.14,<0.18")

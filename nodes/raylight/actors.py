@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import folder_paths
 
@@ -116,14 +117,26 @@ class GatheredStats(StatsHandle):
 
 
 class Telling:
-    """Passes on what the first actor says of its run while the run goes on, to the node in the graph."""
+    """Passes on what the first actor says of its run while the run goes on, to the node in the graph; until the node runs again."""
+
+    _by_node: ClassVar[dict[str, "Telling"]] = {}
 
     def __init__(self, node: str, stats: GatheredStats):
         from ray.util.queue import Queue
 
+        self.stop(node)
+        self._by_node[node] = self
         self.queue = Queue(actor_options={"num_cpus": 0})
         self._node, self._stats = node, stats
         threading.Thread(target=self._pass_on, name="svg2-raylight", daemon=True).start()
+
+    @classmethod
+    def stop(cls, node: str | None) -> None:
+        """End what an earlier run of the node began: its thread, and Ray's actor for its messages."""
+        earlier = cls._by_node.pop(node, None)
+        if earlier is not None:
+            with contextlib.suppress(Exception):  # Ray was ended, and with it the queue
+                earlier.queue.shutdown(force=True)
 
     def _pass_on(self) -> None:
         live = None

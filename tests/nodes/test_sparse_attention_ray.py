@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -129,6 +130,15 @@ def test_the_panel_hears_of_the_run(actors, node, monkeypatch):
         time.sleep(0.05)
     assert [body["state"] for body in heard] == ["sampling"] * STEPS + ["done"]
     assert [body["step"] for body in heard[:STEPS]] == [1, 2] and heard[-1]["density"] > 0
+
+    def listening() -> int:
+        return sum(thread.name == "svg2-raylight" for thread in threading.enumerate())
+
+    node.execute(actors, **KNOBS)  # once more: whoever listened before does so no longer
+    node.execute(actors, enabled=False)
+    while listening() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert listening() == 0
 
 
 def test_bad_input_is_one_sentence(actors, node, monkeypatch):
