@@ -15,7 +15,7 @@ LARGEST = tl.constexpr(1e9)  # that statistics take: fp32 still holds its fourth
 # of these it learns nothing by that. (Strides it does need to know: rows are copied 16 bytes at a time where these divide by 16.)
 SIZES = (
     "n", "n_queries", "n_video", "n_text", "video_start", "samples", "count", "c", "c_q", "c_k", "c_count", "m_count", "h", "chunks", "step",
-    "slots", "most", "granules", "budget", "depth", "seed", "role", "first_head",
+    "padded_keys", "tile_stride", "max_granules", "budget", "depth", "seed", "role", "first_head",
 )  # fmt: skip
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
@@ -61,11 +61,11 @@ def cluster_sizes(offsets, row, clusters, c):
 
 
 @triton.jit
-def add_exponentials(peak, total, logits):
+def logsumexp_step(row_max, row_sum, logits):
     """One step of a logsumexp over the columns: -> peak, total, where the sum is total * exp(peak)."""
-    higher = tl.maximum(peak, tl.max(logits, axis=1))
-    total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
-    return higher, total
+    new_max = tl.maximum(row_max, tl.max(logits, axis=1))
+    row_sum = row_sum * tl.exp(row_max - new_max) + tl.sum(tl.exp(logits - new_max[:, None]), axis=1)
+    return new_max, row_sum
 
 
 @triton.jit

@@ -114,7 +114,7 @@ class LogitSpace(NamedTuple):
     mean: torch.Tensor
     transfer: torch.Tensor | None
     largest: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
+    projected_mean: torch.Tensor | None = None
 
 
 def logit_spaces(q, k, rank: int, scale: float, past) -> tuple[LogitSpace, LogitSpace]:
@@ -168,9 +168,9 @@ def spaces(
 def _transfer(old: torch.Tensor, new: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
     """The regression, over tokens of a covariance, of their places in the new space on those in the old one: `[W, W]`."""
     covariance = covariance / _magnitude(covariance)
-    between = old.T @ covariance @ old
-    least = between.diagonal().mean() * 1e-9 + 1e-200
-    factor, _ = torch.linalg.cholesky_ex(between + least * torch.eye(len(between), dtype=old.dtype, device=old.device))
+    gram = old.T @ covariance @ old
+    jitter = gram.diagonal().mean() * 1e-9 + 1e-200
+    factor, _ = torch.linalg.cholesky_ex(gram + jitter * torch.eye(len(gram), dtype=old.dtype, device=old.device))
     return torch.cholesky_solve(old.T @ covariance @ new, factor)
 
 

@@ -53,11 +53,11 @@ def _assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Nearest centroid of each token of `x` `[N, D]`, int64 `[N]`; ties go to the lower cluster."""
     # With c = m + e: |x - c|^2 = |x - m|^2 + (|e|^2 + 2 m.e) - 2 x.e. Seen from their middle m, centroids that share a large
     # offset neither lose their differences to the input's precision nor cancel in the products.
-    middle = centroids.mean(0)
+    origin = centroids.mean(0)
     limit = torch.finfo(x.dtype).max
-    away = (centroids - middle).clamp(-limit, limit).to(x.dtype).float()  # the precision of a kernel's tensor cores
-    bias = (away * (away + 2 * middle)).sum(-1)
-    return torch.cat([(bias - 2 * (part.float() @ away.T)).argmin(-1) for part in x.split(_CHUNK)])
+    centred = (centroids - origin).clamp(-limit, limit).to(x.dtype).float()  # the precision of a kernel's tensor cores
+    bias = (centred * (centred + 2 * origin)).sum(-1)
+    return torch.cat([(bias - 2 * (part.float() @ centred.T)).argmin(-1) for part in x.split(_CHUNK)])
 
 
 def _group(labels: torch.Tensor, n_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:

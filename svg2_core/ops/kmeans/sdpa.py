@@ -43,10 +43,10 @@ def _head(x: torch.Tensor, means: torch.Tensor, iterations: int):
 
 def _assign(points: torch.Tensor, centroids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """As reference._assign, on points `[N, D + 1]` fp32 that came in `dtype`."""
-    middle = centroids.mean(0)
+    origin = centroids.mean(0)
     limit = torch.finfo(dtype).max
-    away = (centroids - middle).clamp(-limit, limit).to(dtype).float()
-    bias = (away * (away + 2 * middle)).sum(-1)
-    targets = torch.cat([-2 * away, bias[:, None]], 1).T
+    centred = (centroids - origin).clamp(-limit, limit).to(dtype).float()
+    bias = (centred * (centred + 2 * origin)).sum(-1)
+    targets = torch.cat([-2 * centred, bias[:, None]], 1).T
     # min, not argmin: it is twice as fast on a CPU.
     return torch.cat([torch.mm(part, targets).min(-1).indices for part in points.split(_TILE)])

@@ -37,17 +37,17 @@ def by_an_added_key(q, k, v, bias, scale):
     """
     count, d = k.shape
     mean = k.float().mean(0).to(k.dtype)
-    on_top = q.new_tensor(count).log()
-    level = scale * (q.float() @ mean.float()) + on_top.float()
-    more = -(d + 1) % 8 + 1  # fused kernels want a multiple of eight
-    added = F.pad(v.new_full((1, 1), _UNIT), (d, more - 1))
-    k, v = F.pad(torch.cat([k, mean[None]]), (0, more)), torch.cat([F.pad(v, (0, more)), added])
+    log_count = q.new_tensor(count).log()
+    added_logit = scale * (q.float() @ mean.float()) + log_count.float()
+    padding = -(d + 1) % 8 + 1  # fused kernels want a multiple of eight
+    added = F.pad(v.new_full((1, 1), _UNIT), (d, padding - 1))
+    k, v = F.pad(torch.cat([k, mean[None]]), (0, padding)), torch.cat([F.pad(v, (0, padding)), added])
     mask = q.new_zeros(count + 1) if bias is None else F.pad(bias.to(q.dtype), (0, 1))
-    mask[-1] = on_top
+    mask[-1] = log_count
     out = F.scaled_dot_product_attention(
-        F.pad(q, (0, more))[None, None], k[None, None], v[None, None], attn_mask=mask.expand(1, 1, len(q), -1), scale=scale
+        F.pad(q, (0, padding))[None, None], k[None, None], v[None, None], attn_mask=mask.expand(1, 1, len(q), -1), scale=scale
     )[0, 0].float()
     share = out[:, d] / _UNIT
-    rest = (1 - share).clamp_min(torch.finfo(torch.float32).tiny)
-    logsumexp = level + rest.log() - share.clamp_min(torch.finfo(torch.float32).tiny).log()
-    return (out[:, :d] / rest[:, None]).to(q.dtype), logsumexp
+    remainder = (1 - share).clamp_min(torch.finfo(torch.float32).tiny)
+    logsumexp = added_logit + remainder.log() - share.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return (out[:, :d] / remainder[:, None]).to(q.dtype), logsumexp

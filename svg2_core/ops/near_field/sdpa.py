@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from .fused import attention_and_logsumexp
 
-_PLACES = 2**20  # indices of keys at a time: 8 MB
+_POSITIONS = 2**20  # indices of keys at a time: 8 MB
 
 
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
@@ -46,15 +46,15 @@ def _video_queries(
 def _selections(selected: torch.Tensor, k_offsets: torch.Tensor):
     """(query cluster, where its selected keys stand in cluster order) for each, made for as many at a time as stay small."""
     sizes, starts = k_offsets.diff().long(), k_offsets[:-1].long()
-    for first in range(0, len(selected), at_a_time := max(1, _PLACES // max(1, int(k_offsets[-1])))):
-        rows, chosen = selected[first : first + at_a_time].nonzero().unbind(1)
+    for first in range(0, len(selected), batch := max(1, _POSITIONS // max(1, int(k_offsets[-1])))):
+        rows, chosen = selected[first : first + batch].nonzero().unbind(1)
         count = sizes[chosen]
         ends = count.cumsum(0)
         # Within a cluster places count up; from one to the next they jump.
-        places = (starts[chosen] - ends + count).repeat_interleave(count)
-        places += torch.arange(len(places), device=places.device)
-        of_row = torch.zeros(min(at_a_time, len(selected) - first), dtype=torch.long, device=places.device)
-        yield from enumerate(places.split(of_row.index_add_(0, rows, count).tolist()), first)
+        positions = (starts[chosen] - ends + count).repeat_interleave(count)
+        positions += torch.arange(len(positions), device=positions.device)
+        counts_of_row = torch.zeros(min(batch, len(selected) - first), dtype=torch.long, device=positions.device)
+        yield from enumerate(positions.split(counts_of_row.index_add_(0, rows, count).tolist()), first)
 
 
 def _text_queries(q, k, v, layout, there, bias, scale):

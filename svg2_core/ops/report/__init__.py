@@ -23,8 +23,8 @@ def exact_pairs(q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tens
 
 
 def summary(
-    pairs: torch.Tensor, squares: torch.Tensor, foreseen: torch.Tensor | None, *, all_pairs: int, rows: int, backend: str = "torch"
+    pairs: torch.Tensor, squares: torch.Tensor, expected_errors: torch.Tensor | None, *, all_pairs: int, rows: int, backend: str = "torch"
 ) -> Summary:
     """Of all heads of a call of so many pairs of tokens each: `exact_pairs`, `squared_error` at so many exact rows, and select_by_error's expected
     error, `[B, H, ...]` each."""
-    return Summary(*implementation(__name__, backend).summary(pairs, squares, foreseen, all_pairs, rows))
+    return Summary(*implementation(__name__, backend).summary(pairs, squares, expected_errors, all_pairs, rows))

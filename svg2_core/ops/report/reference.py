@@ -11,9 +11,9 @@ def exact_pairs(q_clusters, k_clusters, selected):
     return (q_clusters.sizes.to(widest(keys.device)) * keys).sum(-1)
 
 
-def summary(pairs, squares, foreseen, all_pairs, rows):
+def summary(pairs, squares, expected_errors, all_pairs, rows):
     error, norm = squares.sum((0, 1), dtype=widest(squares.device))
     expected = None
-    if foreseen is not None:
-        expected = ((foreseen.square() * rows).sum(dtype=norm.dtype) / norm).sqrt().float()
+    if expected_errors is not None:
+        expected = ((expected_errors.square() * rows).sum(dtype=norm.dtype) / norm).sqrt().float()
     return (pairs.mean() / all_pairs).float(), (error / norm).sqrt().float(), expected

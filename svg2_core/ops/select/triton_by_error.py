@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import add_exponentials, cdiv, cluster_sizes, kernel, product_of_rows
+from ..triton_common import cdiv, cluster_sizes, kernel, logsumexp_step, product_of_rows
 
 _TOP = tl.constexpr(2048)  # counters of the first count, of the other two half as many
 _NEXT = tl.constexpr(1024)
@@ -35,22 +35,22 @@ def worth_kernel(
     for the pair that is worth most to a query cluster. And the counters of what comes next are set to zero."""
     row = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) == 0:
-        for part in range(0, TOP + 2 * NEXT, NEXT):
-            tl.store(counters + row * (TOP + 2 * NEXT) + part + tl.arange(0, NEXT), tl.zeros((NEXT,), tl.int64))
+        for first in range(0, TOP + 2 * NEXT, NEXT):
+            tl.store(counters + row * (TOP + 2 * NEXT) + first + tl.arange(0, NEXT), tl.zeros((NEXT,), tl.int64))
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
-    peak = tl.full((BLOCK_I,), -1e30, tl.float32)
-    total = tl.zeros((BLOCK_I,), tl.float32)
+    row_max = tl.full((BLOCK_I,), -1e30, tl.float32)
+    row_sum = tl.zeros((BLOCK_I,), tl.float32)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
         logits, _ = logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D, BLOCK_D, BLOCK_I, BLOCK_J)
-        peak, total = add_exponentials(peak, total, logits)
+        row_max, row_sum = logsumexp_step(row_max, row_sum, logits)
     q_size = cluster_sizes(q_offsets, row, i, c_q)
     best = tl.full((BLOCK_I,), -1.0, tl.float32)
     best_at = tl.zeros((BLOCK_I,), tl.int32)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
         logits, size = logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D, BLOCK_D, BLOCK_I, BLOCK_J)
-        mass = tl.exp(logits - peak[:, None]) / total[:, None]
+        mass = tl.exp(logits - row_max[:, None]) / row_sum[:, None]
         at = (row * c_q + i)[:, None] * c_k + j[None, :]
         inside = (i < c_q)[:, None] & (j < c_k)[None, :]
         value = mass / tl.maximum(size, 1).to(tl.float32)[None, :]
@@ -118,18 +118,18 @@ def count_pairs_kernel(
     bits, _ = _threshold(counters, row, budget, LEVEL, TOP, NEXT)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
-        mine = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
+        pair_bits = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
         pairs = _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k)
-        there = mine >= 0
+        valid = pair_bits >= 0
         if LEVEL == 0:
-            bin = mine >> 20
+            bin = pair_bits >> 20
         elif LEVEL == 1:
-            there = there & ((mine >> 20) == bits)
-            bin = TOP + ((mine >> 10) & (NEXT - 1))
+            valid = valid & ((pair_bits >> 20) == bits)
+            bin = TOP + ((pair_bits >> 10) & (NEXT - 1))
         else:
-            there = there & ((mine >> 10) == bits)
-            bin = TOP + NEXT + (mine & (NEXT - 1))
-        tl.atomic_add(counters + row * (TOP + 2 * NEXT) + bin, pairs, mask=there, sem="relaxed")
+            valid = valid & ((pair_bits >> 10) == bits)
+            bin = TOP + NEXT + (pair_bits & (NEXT - 1))
+        tl.atomic_add(counters + row * (TOP + 2 * NEXT) + bin, pairs, mask=valid, sem="relaxed")
 
 
 @kernel
@@ -140,9 +140,9 @@ def ties_kernel(worth, q_offsets, k_offsets, counters, ties, budget, c_q, c_k, B
     tied = tl.zeros((1,), tl.int64)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
-        mine = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
+        pair_bits = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
         pairs = _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k)
-        tied += tl.sum(tl.where((mine >= 0) & (mine == bits), pairs, 0), axis=0)
+        tied += tl.sum(tl.where((pair_bits >= 0) & (pair_bits == bits), pairs, 0), axis=0)
     tl.store(ties + row * c_q + i + tl.arange(0, 1), tied)
 
 
@@ -163,18 +163,18 @@ def choose_kernel(
         j = first + tl.arange(0, BLOCK_J)
         at = (row * c_q + i) * c_k + j
         value = tl.load(worth + at, mask=j < c_k, other=-1.0)
-        mine = value.to(tl.int32, bitcast=True)
+        pair_bits = value.to(tl.int32, bitcast=True)
         pairs = _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k)
-        there = mine >= 0
-        tied = tl.where(there & (mine == bits), pairs, 0)
+        valid = pair_bits >= 0
+        tied = tl.where(valid & (pair_bits == bits), pairs, 0)
         fits = before + tl.cumsum(tied, axis=0) <= budget
         before += tl.sum(tied, axis=0)
-        taken = there & ((mine > bits) | ((mine == bits) & fits))
+        chosen = valid & ((pair_bits > bits) | ((pair_bits == bits) & fits))
         if DROPPED:
-            taken = taken | (value == float("inf"))
+            chosen = chosen | (value == float("inf"))
         if ALL:
-            taken = there
-        tl.store(selected + at, taken.to(tl.int8), mask=j < c_k)
+            chosen = valid
+        tl.store(selected + at, chosen.to(tl.int8), mask=j < c_k)
         # The loss from the worth: mass is not kept.
         k_size = cluster_sizes(k_offsets, row, j, c_k).to(tl.float32)
         if DROPPED:
@@ -187,7 +187,7 @@ def choose_kernel(
         else:
             var = tl.load(variance + at, mask=j < c_k, other=0.0)
             loss = value * k_size * tl.sqrt(tl.minimum(var, 1.0)) / tl.where(var > 0, var, 1.0)
-        loss = tl.where(there & (taken == 0), loss, 0.0)
+        loss = tl.where(valid & (chosen == 0), loss, 0.0)
         error += tl.sum(loss * loss, axis=0)
     tl.store(errors + row * c_q + i, error * size.to(tl.float32) / n)
 
