@@ -1,4 +1,4 @@
-"""One tiny case of every operation, compared with plain torch on the CPU, before a backend first serves a real call."""
+"""The self-test of a backend before it first serves a call: one tiny case of every operation, compared with plain torch on the CPU."""
 
 import torch
 

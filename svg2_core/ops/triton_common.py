@@ -1,4 +1,4 @@
-"""What the Triton kernels share."""
+"""Helpers shared by the Triton kernels and their launchers."""
 
 import functools
 import os
@@ -11,8 +11,8 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(1e9)  # that statistics take: fp32 still holds its fourth power
-# Numbers that follow a video's size, prompt or settings. Triton compiles a kernel anew for a number that is 1 or divisible by 16;
-# of these it learns nothing by that. (Strides it does need to know: rows are copied 16 bytes at a time where these divide by 16.)
+# Arguments that follow a video's size, prompt or settings. Triton specialises a kernel for integers that are 1 or divisible by 16;
+# for these that gains nothing. (For strides it does: rows are copied 16 bytes at a time where these divide by 16.)
 SIZES = (
     "n", "n_queries", "n_video", "n_text", "video_start", "samples", "count", "c", "c_q", "c_k", "c_count", "m_count", "h", "chunks", "step",
     "padded_keys", "tile_stride", "max_granules", "budget", "depth", "seed", "role", "first_head",
@@ -62,7 +62,7 @@ def cluster_sizes(offsets, row, clusters, c):
 
 @triton.jit
 def logsumexp_step(row_max, row_sum, logits):
-    """One step of a logsumexp over the columns: -> peak, total, where the sum is total * exp(peak)."""
+    """One step of an online logsumexp over the columns: -> row_max, row_sum, where the sum is row_sum * exp(row_max)."""
     new_max = tl.maximum(row_max, tl.max(logits, axis=1))
     row_sum = row_sum * tl.exp(row_max - new_max) + tl.sum(tl.exp(logits - new_max[:, None]), axis=1)
     return new_max, row_sum

@@ -1,4 +1,4 @@
-"""Exact rows as Triton kernels: the keys in stretches, a program each, whose parts are then put together."""
+"""Triton kernels of the exact rows: split-K over the keys, a program for each split, then a kernel that combines the partial results."""
 
 import torch
 import triton.language as tl
@@ -8,7 +8,7 @@ from ..near_field.triton import online_softmax_step
 from ..triton_common import INTERPRETED, LOG2E, block_of, kernel
 from . import COUNT, ROLE
 
-_SPLITS = 16  # of the keys
+_SPLITS = 16  # split-K: of the keys of a head
 _TILE = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 
@@ -19,7 +19,7 @@ def exact_split_kernel(
     D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
     ROLE: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """rows[head, i]: which video tokens; their answers over one stretch of all keys, to be divided by totals."""
+    """rows[head, i]: which video tokens; their unnormalised answers over one split of all keys, with row sums and maxima."""
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
     batch, head = row // h, row % h
     i = tl.arange(0, BLOCK_R)
@@ -61,7 +61,7 @@ def exact_split_kernel(
 def exact_combine_kernel(
     partial_out, partial_sums, partial_maxima, out, count, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
 ):  # fmt: skip
-    """out[row, i]: the parts put together."""
+    """out[row, i]: the partial results of all splits, combined by their maxima."""
     row = tl.program_id(0).to(tl.int64)
     i, dims = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)

@@ -8,7 +8,7 @@ from ..kmeans.metric import finite
 from ..segments import labels_in_order
 
 _ROWS = 4096  # queries at a time: with 1,000 key clusters, 16 MB of logits
-MAX_VARIANCE_TERM = 2.0  # of the logits' term of variances: where attention is very sharp, more of it does harm
+MAX_VARIANCE_TERM = 2.0  # of the logits' term of variances: beyond, where attention is very sharp, it does harm
 MAX_COEFFICIENT = 1.5  # of the matrix A
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -17,7 +17,7 @@ def far_field(
     q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected, *,
     layout, scale, order, exact, matrix=None, merge=None,
 ):  # fmt: skip
-    """matrix, merge: how they are computed, by default as below."""
+    """matrix, merge: their implementations, by default those below."""
     matrix, merge = matrix or matrix_of, merge or merge_by_rows
     coefficients = torch.zeros(q.shape[:2], dtype=torch.float32, device=q.device)
     queries, video = layout.video_queries, layout.video
@@ -92,12 +92,12 @@ class StandIns:
         return merged, None if self.matrix is None else far_weight / total * (q @ self.matrix)
 
     def fit_coefficient(self, q, out, logsumexp, q_order, q_offsets, rows, exact):
-        """The factor of A that fits the exact answers of some rows best."""
+        """The coefficient of A that fits the exact rows best, by least squares."""
         cluster_of = torch.empty(len(q_order), dtype=torch.long, device=q.device)
         cluster_of[q_order.long()] = labels_in_order(q_offsets)
         merged, correction = self.parts(q[rows].float(), cluster_of[rows], out[rows].float(), logsumexp[rows])
         coefficient = (correction * (exact - merged)).sum() / correction.square().sum()
-        # 0 / 0: nothing was skipped, so that any share serves. Or the inputs are not finite, as the result will not be.
+        # 0 / 0: nothing was skipped, so that any coefficient serves. Or the inputs are not finite, as the result will not be.
         return coefficient.nan_to_num(1.0).clamp(0.0, MAX_COEFFICIENT)
 
 

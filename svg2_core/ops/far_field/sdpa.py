@@ -1,4 +1,4 @@
-"""The far field for torch's own libraries: one query cluster at a time, whose queries share a row of the stand-ins' biases."""
+"""The far field for the sdpa backend: products of one query cluster at a time, whose queries have one row of biases."""
 
 import torch
 
@@ -34,8 +34,8 @@ def matrix(k, v, k_order, k_offsets, k_centroids, values, weight):
 def merge(head: reference.StandIns, q, out, logsumexp, q_order, q_offsets, coefficient):
     """As reference.merge_by_rows, by query cluster.
 
-    Weights are in units of the near field's mass, so that they need no largest logit. Queries for which that is next to
-    nothing, and those of which something of the term of variances may have to be clamped, are done as in reference.py.
+    Weights are relative to the near field's mass, so that they need no row maximum. Queries for which these overflow, and those
+    whose term of variances may have to be clamped, are done as in reference.py.
     """
     order, labels = q_order.long(), labels_in_order(q_offsets)
     stand_ins = _StandIns(head)

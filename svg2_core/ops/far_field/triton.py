@@ -1,4 +1,4 @@
-"""The far field as Triton kernels: the weights of A, A itself, how much of it serves, and the stand-ins merged into the near field."""
+"""Triton kernels of the far field: the weights of A, A itself, its coefficient, and the stand-ins merged into the near field."""
 
 import torch
 import triton
@@ -33,7 +33,7 @@ def skipped_logsumexp_kernel(
     q, k, k_offsets, log_mass, selected, logsumexp, scale, c_q, c_k,
     D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """found[row, i]: of the logits of what is skipped, at the query centroids; -inf where nothing is."""
+    """logsumexp[row, i] of the skipped pairs' logits at the query centroids; -inf where nothing is skipped."""
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     row_max = tl.full((BLOCK_I,), -1e30, tl.float32)
@@ -110,7 +110,8 @@ def _stand_ins(
 
 @triton.jit
 def _online_softmax_step(acc, near_weight, far_weight, row_max, logits, values, j, c_k, dims, D: tl.constexpr, UPCAST: tl.constexpr):
-    """One step of the online softmax, in base 2, over stand-ins j with a head's `values`; what the near field weighs is told apart."""
+    """One step of the online softmax, in base 2, over stand-ins j with a head's `values`; the row sum is near_weight +
+    far_weight."""
     vs = tl.load(values + (j[:, None] * D + dims[None, :]), mask=(j < c_k)[:, None] & (dims < D)[None, :], other=0.0)
     new_max = tl.maximum(row_max, tl.max(logits, axis=1))
     p, rescale = tl.exp2(logits - new_max[:, None]), tl.exp2(row_max - new_max)
@@ -127,7 +128,7 @@ def _directions(directions, row, dims, axes, D: tl.constexpr, M: tl.constexpr, d
 
 @kernel
 def matrix_kernel(partials, matrix, scales, factor, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr):
-    """matrix[row] = A^T from its parts, in units of its largest entry; sizes[row]: factor times that entry."""
+    """matrix[row] = A^T from its partial sums, divided by its largest magnitude; scales[row]: factor times that magnitude."""
     row = tl.program_id(0).to(tl.int64)
     dims, kk = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     largest = _TINY
@@ -155,14 +156,14 @@ def fit_kernel(
     D: tl.constexpr, M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_J: tl.constexpr, BLOCK_P: tl.constexpr, MAX_TERM: tl.constexpr, MAX_COEFFICIENT: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
-    """shares[row]: how much of A, which is sizes[row] times the matrix, fits the exact rows best; sizes[row] is multiplied by it."""
+    """coefficients[row]: of A = scales[row] * matrix[row], by least squares on the exact rows; scales[row] is multiplied by it."""
     row = tl.program_id(0).to(tl.int64)
     dims, axes, i = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     dim_mask = dims < D
 
     valid = i < count
     token = tl.load(rows + row % h * count + i, mask=valid, other=0).to(tl.int32)
-    # Their clusters: where they stand in the cluster order, and how many clusters end before.
+    # Their clusters: by their positions in cluster order, the count of clusters that end before.
     position = tl.zeros((BLOCK_R,), tl.int32)
     p = tl.arange(0, BLOCK_P)
     for first in range(0, n, BLOCK_P):
@@ -216,7 +217,7 @@ def fit_kernel(
     residual = tl.load(exact + (row * count + i)[:, None] * D + dims[None, :], mask=mask, other=0.0) - acc / total[:, None]
     correction = tl.where(mask, correction, 0.0)
     coefficient = tl.sum(tl.sum(correction * residual, axis=1), axis=0) / tl.sum(tl.sum(correction * correction, axis=1), axis=0)
-    # 0 / 0: nothing was skipped, so that any share serves. Or the inputs are not finite, as the result will not be.
+    # 0 / 0: nothing was skipped, so that any coefficient serves. Or the inputs are not finite, as the result will not be.
     coefficient = tl.where(coefficient == coefficient, tl.minimum(tl.maximum(coefficient, 0.0), MAX_COEFFICIENT), 1.0)
     tl.store(coefficients + row, coefficient)
     tl.store(scales + row, coefficient * matrix_scale)
@@ -272,12 +273,12 @@ def far_field_kernel(
     total = near_weight + far_weight
     total = tl.where(total == 0.0, 1.0, total)  # nothing to attend to
     if ORDER == 1:
-        # What the matrix adds, far_weight * size * (q A), summed on top of acc in the product's own accumulator.
+        # The correction far_weight * scale * (q A), accumulated onto acc by the product itself.
         correction_weight = tl.load(scales + row) * far_weight
         has_correction = correction_weight > 0
         unit = tl.where(has_correction, tl.maximum(correction_weight, total * 1e-20), 1.0)
         acc = acc / unit[:, None]
-        # In slices, for the whole matrix fills the registers; `depth` is D, but not known when it is compiled: unrolled they would, too.
+        # In slices of K, for the full matrix fills the registers; `depth` is D, but unknown at compile time: unrolled slices would, too.
         for first in tl.range(0, depth, BLOCK_K, num_stages=1):
             ds = first + tl.arange(0, BLOCK_K)
             matrix_tile = tl.load(matrix + row * D * D + (ds[:, None] * D + dims[None, :]), mask=(ds < D)[:, None] & dim_mask[None, :], other=0.0)
@@ -305,12 +306,12 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
     keys, values = k_clusters.centroids.to(q.dtype), moments.values.to(q.dtype).contiguous()
     coefficients = torch.zeros(b, h, dtype=torch.float32, device=q.device) if order == 0 else empty()
     scales, matrix, m = coefficients, keys, 1
-    first_order_tensors = (keys, keys, keys)  # a kernel that reads none of these is given something to point at
+    first_order_tensors = (keys, keys, keys)  # any pointers where the kernel reads none of these
     common = {"D": d, "BLOCK_D": block_of(d), "MAX_TERM": MAX_VARIANCE_TERM, "UPCAST": INTERPRETED, "FP32": fp32}
     if order == 1:
         centroids, m = (q_clusters.centroids, k_clusters.centroids), moments.directions.shape[3]
         directions, variances = moments.directions.contiguous(), moments.direction_variances.contiguous()
-        if m == 0:  # a kernel has no use for arrays of no width
+        if m == 0:  # kernels take no arrays of width 0
             m, directions, variances = 1, q_clusters.centroids.new_zeros(b, h, d, 1), k_clusters.centroids.new_zeros(b, h, c_k, 1)
         first_order_tensors = (moments.log_mass.contiguous(), directions, variances)
         skipped, weights, scales = empty(c_q), empty(c_k), empty()
@@ -322,7 +323,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
             BLOCK_I=16, BLOCK_J=64, **in_pairs,
         )  # fmt: skip
         matrix = empty(d, d, dtype=q.dtype)
-        # The weights of A's parts are in units of their mean, which is 1 / keys.
+        # within_kernel's weights are relative to their mean, which is 1 / keys.
         matrix_kernel[(rows,)](within(*video, k_clusters, weights), matrix, scales, scale / layout.video_len, D=d, SPLITS=SPLITS, BLOCK_D=block_of(d), BLOCK_K=16)
         fit_kernel[(rows,)](
             q, out, logsumexp, q_clusters.order, q_clusters.offsets, k_clusters.offsets, centroids[0], keys, values,

@@ -1,4 +1,4 @@
-"""The space of logits (metric.py) as Triton kernels: second moments of a sample of tokens, and the leading directions.
+"""Triton kernels of the metric (metric.py): second moments of a sample of tokens, and the leading directions.
 
 The subspace iteration of one head is one program. It waits for nothing and depends on no other head, which solvers of a library
 do not promise. All in fp32, with a jitter to match, where metric.py has fp64.
@@ -13,10 +13,10 @@ from .cold_start_triton import mix
 from .metric import ITERATIONS, LogitSpace
 
 SAMPLE = 8192  # tokens that second moments are taken over, evenly spaced; all where there are fewer
-_SPLITS = 4  # of a sample, each summed by a program
+_SPLITS = 4  # split-K: of a sample, each summed by a program
 _JITTER = tl.constexpr(1e-6)
-# Of a factorisation: less is rounding, which divided by itself would grow from column to column. A column that falls short of it comes
-# out shorter than one, and has its length after the next round.
+# Of a factorisation: less is rounding, which divided by itself would grow from column to column. A column below it comes
+# out shorter than one, and is normalised in the next round.
 _LEAST_PIVOT = tl.constexpr(1e-3)
 _TINY = tl.constexpr(1e-30)
 
@@ -26,8 +26,8 @@ def sample_moment_kernel(
     x, partials, sums, shifts, n, samples, h, x_b, x_h, x_n, x_d,
     SPLITS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
-    """parts[row, split] = sum of (x - shift)(x - shift)^T over a part of the sample, sums of x - shift. The shift, a mean of a
-    few tokens, keeps a common offset from taking up the digits."""
+    """partials[row, split] = sum of (x - shift)(x - shift)^T over a split of the sample; sums of x - shift. The shift, a mean of a
+    few tokens, keeps a common offset from costing precision."""
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
     x += row // h * x_b + row % h * x_h
     t = tl.arange(0, BLOCK_T)
@@ -61,9 +61,9 @@ def _matrix(
     partials, sums, shifts, row, count, out,
     SPLITS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Write a symmetric matrix, its magnitude taken out, to `to`; -> the magnitude, the mean of its diagonal.
+    """Write a symmetric matrix, divided by its magnitude, to `out`; -> the magnitude, the mean of its diagonal.
 
-    KIND: "covariance" about the mean, "moment" about zero, "given" as the parts are, divided by the count."""
+    KIND: "covariance" about the mean, "moment" about zero, "given" the sum of the partials, divided by the count."""
     dims = tl.arange(0, BLOCK_D)
     kk = tl.arange(0, BLOCK_K)
     dim_mask = dims < D
@@ -102,7 +102,7 @@ def _matrix(
 
 @triton.jit
 def _store_scratch(scratch, x, ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Write x [BLOCK_I, BLOCK_J] to memory, from where a product reads it in slices."""
+    """Write x [BLOCK_I, BLOCK_J] to scratch memory, from where a product reads it in slices of K."""
     i, j = tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_J)
     tl.debug_barrier()
     tl.store(scratch + i[:, None] * BLOCK_J + j[None, :], x, mask=(i < ROWS)[:, None])
@@ -113,7 +113,7 @@ def _store_scratch(scratch, x, ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_
 def _product(
     a, a_i, a_k, b, b_k, b_j, ROWS: tl.constexpr, DEPTH: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    """a b of matrices in memory, by their strides: a has ROWS rows, b is BLOCK_J wide. In fp32, and in slices that fit into registers:
+    """a b of matrices in memory, by their strides: a has ROWS rows, b is BLOCK_J wide. In fp32, and in slices of K that fit into registers:
     tensor cores would need three products for it."""
     i, j, kk = tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
@@ -127,8 +127,8 @@ def _product(
 
 @triton.jit
 def _store_inverse_cholesky(gram, scratch, BLOCK_R: tl.constexpr):
-    """Of a symmetric positive matrix, about: write the inverse of its Cholesky factor to memory. Scaled to a diagonal of ones first;
-    the factor and its inverse come of the same row operations, side by side."""
+    """Write the inverse of a symmetric positive matrix's Cholesky factor, regularised, to scratch memory. Scaled to a unit diagonal
+    first; the factor and its inverse come of the same row operations, side by side."""
     i, j = tl.arange(0, BLOCK_R), tl.arange(0, 2 * BLOCK_R)
     same = i[:, None] == i[None, :]
     # Of a matrix of low rank, rounding can make a diagonal entry negative.
@@ -150,7 +150,7 @@ def _store_inverse_cholesky(gram, scratch, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def _orthonormal(z, metric, scratch, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr):
-    """The columns of z, made orthonormal in a metric, one after the other."""
+    """The columns of z, orthonormalised in a metric by a Cholesky factorisation of their Gram matrix."""
     z *= tl.rsqrt(tl.maximum(tl.sum(z * z, axis=0), _TINY))[None, :]
     product, factor = scratch + D * BLOCK_R, scratch + 2 * D * BLOCK_R
     _store_scratch(scratch, z, D, BLOCK_D, BLOCK_R)
@@ -176,7 +176,7 @@ def directions_kernel(
 ):  # fmt: skip
     """One head's leading directions of a covariance in a metric (see metric.leading_directions).
 
-    projection = scale P; AS_SPACE: what tokens are projected with (largest, shift; means, about which), and with a past the
+    projection = scale P; AS_SPACE: the other fields of LogitSpace (largest, projected_mean, means), and with a past the
     transfer from it; else directions = Z."""
     row = tl.program_id(0).to(tl.int64)
     workspace += row * (2 * D * D + 2 * D * BLOCK_R + 2 * BLOCK_R * BLOCK_R)
@@ -231,7 +231,7 @@ def directions_kernel(
 
 
 class SecondMoment:
-    """The second moment of one sample of tokens `[B, H, N, D]`, in parts and about a shift. count: of tokens in it."""
+    """The second moment of one sample of tokens `[B, H, N, D]`, as partial sums about a shift. count: of tokens in it."""
 
     def __init__(self, x: torch.Tensor):
         b, h, n, d = x.shape

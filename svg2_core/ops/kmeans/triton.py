@@ -1,9 +1,9 @@
-"""k-means as Triton kernels. One round is: assign and count, scan, scatter, update.
+"""Triton kernels of k-means: an iteration is assign and count, scan, scatter, update.
 
 Nothing is added up by floating-point atomics and no order depends on timing, so results repeat bit for bit. Tokens are
 put in cluster order by a counting sort whose counters are integers.
 
-In a space of logits (metric.py) tokens are projected where they are assigned, and never stored: the mean of a cluster's points
+In a logit space (metric.py) tokens are projected in the assignment kernel, and never stored: the mean of a cluster's points
 is the projection of its tokens' mean.
 """
 
@@ -26,7 +26,7 @@ _COUNTERS = 8192  # at a time, of a scan
 
 @triton.jit
 def _projection(projection, largest, row, dims, cs, D: tl.constexpr, W: tl.constexpr, dtype):
-    """A row's projection in units of its largest entry, in `dtype`, so that none leaves the range of 16 bits."""
+    """A row's projection divided by its largest entry, in `dtype`, so that none leaves the range of 16 bits."""
     p = tl.load(
         projection + (row * D + dims)[:, None] * W + cs[None, :], mask=(dims < D)[:, None] & (cs < W)[None, :], other=0.0
     )
@@ -40,7 +40,7 @@ def assign_kernel(
     D: tl.constexpr, W: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
     BINS: tl.constexpr, IN_SPACE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """labels[row, token] = the centroid with the least bias - 2 x.away (see `reference.py`); ties go to the lower one.
+    """labels[row, token] = the centroid with the least bias - 2 x.centred (see `reference.py`); ties go to the lower one.
     counts[row, chunk, cluster] = tokens of the chunk in the cluster. BINS > c: the last bin takes what is no token."""
     row, chunk = tl.program_id(1).to(tl.int64), tl.program_id(0)
     tokens = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -97,7 +97,7 @@ def scan_kernel(counts, offsets, c, chunks, BLOCK_T: tl.constexpr, BINS: tl.cons
 
 @kernel
 def scatter_kernel(labels, counts, offsets, order, n, c, chunks, CHUNK: tl.constexpr, BLOCK_J: tl.constexpr):
-    """order[row, place] = token, ascending within a cluster."""
+    """order[row, position] = token, ascending within a cluster."""
     row, chunk = tl.program_id(1).to(tl.int64), tl.program_id(0)
     i = tl.arange(0, CHUNK)
     tokens = chunk * CHUNK + i
@@ -121,11 +121,11 @@ def means_kernel(
     D: tl.constexpr, W: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
     IN_SPACE: tl.constexpr, FOR_ASSIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """means[row, cluster] = mean of its tokens; an empty cluster keeps what stands there.
+    """means[row, cluster] = mean of its tokens; an empty cluster keeps its old one.
 
-    Summed in fp32, with the rounding of each step carried on: in a huge cluster they would all go the same way.
+    Summed in fp32 with Kahan's compensation: in a huge cluster all roundings would go the same way.
 
-    FOR_ASSIGNMENT: also write away and biases, the centroids as the next assignment needs them.
+    FOR_ASSIGNMENT: also write centred and biases, the centroids as the next assignment needs them.
     IN_SPACE: also points, the means' projections. A token that is not finite then counts as zero, and the mean of an empty
     cluster is zero; it keeps its point.
     """
@@ -170,7 +170,7 @@ def means_kernel(
 
 @kernel
 def centre_kernel(means, origins, centred, biases, c, limit, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """away and biases of centroids that are given."""
+    """centred and biases of given centroids."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     dims = tl.arange(0, BLOCK_D)
     index = (row * c + cluster) * D + dims
@@ -185,7 +185,7 @@ def init_kernel(
     x_b, x_h, x_n, x_d,
     D: tl.constexpr, W: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr, COLD: tl.constexpr,
 ):  # fmt: skip
-    """Where clusters start in a space: at the seed tokens' points (COLD), or where the past's centroids are in it now."""
+    """Initial points of clusters in a space: the seed tokens' (COLD), or the past's centroids transferred into it."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     axes = tl.arange(0, BLOCK_W)
     index = (row * c + cluster) * W
@@ -211,7 +211,7 @@ def init_kernel(
 
 @triton.jit
 def _store_centred(mean, origin, centred, bias, dim_mask, limit):
-    """A centroid as seen from the middle, in the inputs' precision, and what its rounded self adds to the distance."""
+    """A centroid relative to the origin, in the inputs' precision, and what this rounded value adds to the distance."""
     rounded = tl.minimum(tl.maximum(mean - origin, -limit), limit).to(centred.dtype.element_ty)
     tl.store(centred, rounded, mask=dim_mask)
     exact = tl.where(dim_mask, rounded.to(tl.float32), 0.0)
@@ -219,7 +219,7 @@ def _store_centred(mean, origin, centred, bias, dim_mask, limit):
 
 
 class _Lloyd:
-    """The rounds of one run: its buffers, and the kernels with what is the same in all of them."""
+    """The workspace of one run, and the launches of an iteration."""
 
     def __init__(self, x, c: int, space=None):
         b, h, n, d = x.shape
@@ -235,13 +235,13 @@ class _Lloyd:
         self.limit = torch.finfo(dtype).max
         self.labels, self.counts = empty(self.rows, n), empty(self.rows, self.chunks, c)
         self.order, self.offsets = empty(b, h, n), empty(b, h, c + 1)
-        # A kernel that reads none of these is given something to point at.
+        # Any pointers where the kernel reads none of these.
         self.space_tensors = (self.centred,) * 3 if space is None else (space.projection, space.largest, space.projected_mean)
 
     def iterate(self, means, points, origins) -> None:
         x, c, (_, h, n, _) = self.x, self.c, self.x.shape
         strides, in_space = x.stride(), self.space is not None
-        bins = max(512, triton.next_power_of_2(c + 1))  # at least: one variant serves most videos
+        bins = max(512, triton.next_power_of_2(c + 1))  # at least 512: one variant serves most videos
         assign_kernel[self.chunks, self.rows](
             x, *self.space_tensors, self.centred, self.biases, self.labels, self.counts, n, c, h, self.chunks, *strides,
             **self.shape, CHUNK=CHUNK, BINS=bins, IN_SPACE=in_space, UPCAST=INTERPRETED, **_ASSIGN,

@@ -1,4 +1,4 @@
-"""Moments for torch's own libraries: one head at a time, its keys in tiles of whole clusters that stay in a core's cache."""
+"""Moments for the sdpa backend: one head at a time, its keys in tiles of entire clusters that stay in a core's cache."""
 
 import torch
 
@@ -34,7 +34,7 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
         spread[clusters] = segment_mean(distances, offsets)[:, 0].sqrt_()
     log_mass = torch.where(k_offsets.diff() > 0, log_mass.T, 0.0)
 
-    # Queries stray from their centroid, too: the part of the logits' variance that both make together.
+    # Queries deviate from their centroid, too: the joint part of the logits' variance.
     query_variances = new(c_q, d)
     for rows, clusters in tiles_of_segments(q_offsets, _TILE // d):
         offsets = q_offsets[clusters.start : clusters.stop + 1] - rows.start

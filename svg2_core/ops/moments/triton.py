@@ -1,4 +1,4 @@
-"""Moments as Triton kernels: the second moment within clusters for the directions, then one program per cluster."""
+"""Triton kernels of the moments: the second moment within clusters for the directions, then one program per cluster."""
 
 import torch
 import triton
@@ -19,7 +19,7 @@ from ..triton_common import (
 )
 from . import Moments
 
-SPLITS = 16  # of the clusters, each summed by a program
+SPLITS = 16  # split-K: of the clusters, each summed by a program
 SAMPLED = 256  # clusters a head's directions are found from at least, evenly spaced; of fewer all
 _WITHIN = {"BLOCK_T": 32, "num_warps": 8}
 _QUERIES = {"BLOCK_T": 32, "num_warps": 4, "num_stages": 2}
@@ -29,7 +29,7 @@ _BLOCK_Q = 64  # query centroids at a time
 
 @triton.jit
 def deviations(x, order, positions, end, centre, x_n, x_d, dims, D: tl.constexpr):
-    """Of the tokens at places of a cluster order: finite fp32 rows less their cluster's centre, zero past the end."""
+    """Deviations of the tokens at positions of the cluster order: finite fp32 rows less their cluster's centre, zero past the end."""
     valid = (positions < end)[:, None] & (dims < D)[None, :]
     token = tl.load(order + positions, mask=positions < end, other=0).to(tl.int64)
     rows = tl.load(x + token[:, None] * x_n + dims.to(tl.int64)[None, :] * x_d, mask=valid, other=0.0)
@@ -43,7 +43,7 @@ def within_kernel(
     SPLITS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
     WEIGHTED: tl.constexpr, UPCAST: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
-    """parts[row, split] = sum over tokens of every `step`-th cluster of (x - centre) (x - centre)^T; or WEIGHTED, over all
+    """partials[row, split] = sum over tokens of every `step`-th cluster of (x - centre) (x - centre)^T; or WEIGHTED, over all
     clusters, of weight (x - centre) y^T: centring one factor is enough."""
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
     x += row // h * x_b + row % h * x_h
@@ -58,7 +58,7 @@ def within_kernel(
         centre = tl.load(centres + (row * c + cluster) * D + dims, mask=dim_mask, other=0.0)
         weight = 1.0
         if WEIGHTED:
-            # In units of the mean, so that 16 bits hold it.
+            # Relative to the mean weight, so that 16 bits hold it.
             weight = tl.load(weights + row * c + cluster) * (n / tl.maximum(end - first, 1).to(tl.float32))
         for start in range(first, end, BLOCK_T):
             a, token = deviations(x, order + row * n, start + t, end, centre, x_n, x_d, dims, D)
@@ -79,7 +79,7 @@ def within_kernel(
 def query_variances_kernel(
     q, order, offsets, centres, variances, rounded, n, c, h, x_b, x_h, x_n, x_d, D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """variances[row, cluster]: of its tokens about its centroid, by channel; low: the centroid in the products' precision."""
+    """variances[row, cluster]: of its tokens about its centroid, by channel; rounded: the centroid in the products' precision."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     q += row // h * x_b + row % h * x_h
     dims = tl.arange(0, BLOCK_D)
@@ -104,9 +104,9 @@ def key_moments_kernel(
     D: tl.constexpr, M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr,
     UPCAST: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
-    """All that is known of one key cluster: a pass over its keys and values, then one for each block of query centroids.
+    """All moments of one key cluster: a pass over its keys and values, then one for each block of query centroids.
 
-    variance[q, k] without the part that queries and keys make together, which `add_product_kernel` adds."""
+    variance[q, k] without the joint part of queries and keys, which `add_product_kernel` adds."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     k += row // h * k_b + row % h * k_h
     v += row // h * v_b + row % h * v_h
@@ -122,7 +122,7 @@ def key_moments_kernel(
     centre = tl.load(k_centres + index * D + dims, mask=dim_mask, other=0.0)
     projection = tl.load(for_keys + (row * D + dims)[:, None] * M + direction_index[None, :], mask=dim_mask[:, None] & (direction_index < M)[None, :], other=0.0)
 
-    # Values about the cluster's first one, so that no common offset takes up the digits.
+    # Values relative to the cluster's first one, so that a common offset costs no precision.
     filled = end > first
     first_token = tl.load(order + first, mask=filled, other=0).to(tl.int64)
     origin = tl.load(v + first_token * v_n + dims.to(tl.int64) * v_d, mask=dim_mask & filled, other=0.0).to(tl.float32)
@@ -174,7 +174,7 @@ def key_moments_kernel(
 def add_product_kernel(
     variance, q_variances, k_variances, factor, c_q, c_k, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """variance += factor * q_variances k_variances^T: what queries and keys stray from their centroids, together."""
+    """variance += factor * q_variances k_variances^T: the joint deviations of queries and keys from their centroids."""
     row = tl.program_id(2).to(tl.int64)
     i = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -202,7 +202,7 @@ def moments(q, k, v, q_clusters, k_clusters, scale, directions):
     (b, h, n_queries, d), n = q.shape, k.shape[2]
     c_q, c_k, rows = q_clusters.centroids.shape[2], k_clusters.centroids.shape[2], b * h
     shape, fp32 = {"D": d, "BLOCK_D": block_of(d)}, products_dtype(q.dtype) == torch.float32
-    m = directions or min(1, d)  # a kernel has no use for arrays of no width
+    m = directions or min(1, d)  # kernels take no arrays of width 0
 
     def empty(*shape):
         return torch.empty(b, h, *shape, dtype=torch.float32, device=q.device)
@@ -211,7 +211,7 @@ def moments(q, k, v, q_clusters, k_clusters, scale, directions):
     of_k = within(k, k, k_clusters, step=max(1, c_k // SAMPLED))
     for_keys, for_queries = leading_directions(
         k, (of_k, of_k, of_k), 1, of_q.tensors, of_q.count, m, scale, ("given", "moment")
-    )  # its covariance at any magnitude: it is taken out
+    )  # the covariance's magnitude does not matter
     q_variances, k_variances = empty(c_q, d), empty(c_k, d)
     rounded = torch.empty(b, h, c_q, d, dtype=products_dtype(q.dtype), device=q.device)
     query_variances_kernel[c_q, rows](

@@ -36,7 +36,7 @@ class Params(ctypes.Structure):
 
 
 def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
-    """`near_field` of an implementation by its `launch` of (q, parameters, plan, what the kernels read), for head dimensions 64
+    """`near_field` of an implementation by its `launch` of (q, parameters, plan, tensors to keep alive), for head dimensions 64
     and 128, fp16 and bf16."""
 
     @torch.library.custom_op(f"svg2::{name}", mutates_args=("out", "logsumexp"))
@@ -48,7 +48,7 @@ def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
         """The video queries' part of `near_field`, written into `out` and `logsumexp`; arguments as in its contract, ready to be
         read 16 bytes at a time. An operator of torch's, so that a traced program can hold it."""
         planned = plan(Clusters(q_order, q_offsets, None), Clusters(k_order, k_offsets, None), selected)
-        # In units of the products, which the kernels multiply by the scale.
+        # In units of the products: the kernels scale both at once.
         bias = None if text_bias is None else text_bias.float().div(scale).contiguous()
         tensors = {
             "q": q, "k": k, "v": v, "out": out, "logsumexp": logsumexp, "q_order": q_order, "q_offsets": q_offsets, "keys": planned.keys,

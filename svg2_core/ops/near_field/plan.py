@@ -1,7 +1,7 @@
-"""What every GPU kernel of the near and far field walks through: padded key order, lists of granules, query tiles, longest first.
+"""The work list of the GPU kernels of near and far field: a padded permutation of the keys, granules by query cluster, query tiles.
 
-A granule is 16 keys of one cluster, its last one padded: kernels of any tile of keys that is a multiple of 16 then take whole
-granules, with no search for where a cluster ends. All is sized by shapes: no number ever travels to the host.
+A granule is 16 keys of one cluster, its last one padded: kernels with any key block that is a multiple of 16 then take granules as
+they are, with no search for where a cluster ends. All buffers are sized by shapes: no count is ever read on the host.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ import triton.language as tl
 from ..triton_common import cdiv, cluster_sizes, kernel
 
 GRANULE = 16
-HIGH, LOW = 128, 64  # rows of the two query tiles
-_TILE = 1 << 16  # a query tile's entry is cluster * _TILE + its number in the cluster
+HIGH, LOW = 128, 64  # rows of the two sizes of query tile
+_TILE = 1 << 16  # an entry of `tiles` is cluster * _TILE + index of the tile in the cluster
 
 
 @kernel
 def pad_kernel(order, offsets, keys, starts, n, c, padded_keys, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, GRANULE: tl.constexpr):
-    """keys[row, slot]: the tokens of one key cluster, from a whole granule on, -1 in the rest of its last; starts[row, cluster]:
-    its first granule, and behind the last cluster's the number of all."""
+    """keys[row, padded index]: the tokens of one key cluster, aligned to a granule, -1 as padding of its last; starts[row, cluster]:
+    its first granule, and past the last cluster's the count of all."""
     row, cluster = tl.program_id(1).to(tl.int64), tl.program_id(0)
     cs, t = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_T)
     start = 0
@@ -40,7 +40,7 @@ def pad_kernel(order, offsets, keys, starts, n, c, padded_keys, BLOCK_C: tl.cons
 
 @kernel
 def list_kernel(selected, starts, granule_lists, granule_counts, c_q, c_k, max_granules, BLOCK_C: tl.constexpr):
-    """lists[row, query cluster]: the granules of its selected key clusters, one after the other; counts: how many."""
+    """granule_lists[row, query cluster]: the granules of its selected key clusters, concatenated; granule_counts: their count."""
     row = tl.program_id(1).to(tl.int64)
     cluster_row = row * c_q + tl.program_id(0)
     total = 0
@@ -61,8 +61,8 @@ def tiles_kernel(
     q_offsets, granule_counts, tiles, tile_counts, c, tile_stride, ROWS_HIGH: tl.constexpr, ROWS_LOW: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr, HAS_COUNTS: tl.constexpr,
 ):  # fmt: skip
-    """tiles[0][row]: whole high tiles of clusters, and what is left where it is more than a low one; tiles[1][row]: low ones. Of the
-    clusters with most granules first, or in their order; numbers: how many of each."""
+    """tiles[0][row]: the high tiles, with a cluster's remainder where it does not fit a low one; tiles[1][row]: the low ones. Sorted by
+    descending granule count of their cluster, or in cluster order; tile_counts: how many of each."""
     row = tl.program_id(1).to(tl.int64)
     rows = tl.num_programs(1)
     i = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -103,10 +103,10 @@ def tiles_kernel(
 class Plan:
     """All int32, on the device; rows are batch rows by heads.
 
-    keys `[rows, slots]`: video tokens in cluster order, each cluster from a whole granule on, -1 for what fills its last.
-    lists `[rows, Cq, granules]`, counts `[rows, Cq]`: the granules a query cluster attends to, by their number.
-    tiles `[2, rows, most]`, numbers `[2, rows]`: query tiles of HIGH and of LOW rows, as cluster * 2^16 + number: the rows of a tile
-    begin HIGH times its number into the cluster. bounds: of both numbers, from shapes alone.
+    keys `[rows, padded_keys]`: video tokens in cluster order, each cluster aligned to a granule, -1 as padding.
+    granule_lists `[rows, Cq, granules]`, granule_counts `[rows, Cq]`: indices of the granules that a query cluster attends to.
+    tiles `[2, rows, tile_stride]`, tile_counts `[2, rows]`: query tiles of HIGH and of LOW rows, as cluster * 2^16 + index: a tile's
+    rows begin at offset HIGH * index of its cluster. max_tiles: upper bounds of both counts, from shapes alone.
     """
 
     keys: torch.Tensor
@@ -120,7 +120,8 @@ class Plan:
 def query_tiles(
     q_offsets: torch.Tensor, queries: int, granule_counts: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """tiles, numbers and bounds of a `Plan`, for clusters of so many queries, offsets `[B, H, Cq + 1]`, most `counts` `[rows, Cq]` first."""
+    """tiles, tile_counts and max_tiles of a `Plan`, from offsets `[B, H, Cq + 1]` of clusters of `queries`; by descending
+    granule_counts `[rows, Cq]`, or in cluster order."""
     rows, c = q_offsets.shape[0] * q_offsets.shape[1], q_offsets.shape[2] - 1
     max_tiles = (min(queries // (LOW + 1), queries // HIGH + c), c)  # a high tile has more than LOW rows
     tile_stride = max(*max_tiles, 1)
@@ -134,10 +135,10 @@ def query_tiles(
 
 
 def plan(q_clusters, k_clusters, selected: torch.Tensor) -> Plan:
-    """Of a call's clusters and its map bool `[B, H, Cq, Ck]`."""
+    """The plan of a call, from its clusters and its block map bool `[B, H, Cq, Ck]`."""
     b, h, c_q, c_k = selected.shape
     rows, n = b * h, k_clusters.order.shape[2]
-    granules = n // GRANULE + c_k  # the most that clusters of n keys fill
+    granules = n // GRANULE + c_k  # upper bound for clusters of n keys
 
     def empty(*shape):
         return torch.empty(rows, *shape, dtype=torch.int32, device=selected.device)
@@ -146,6 +147,8 @@ def plan(q_clusters, k_clusters, selected: torch.Tensor) -> Plan:
     pad_kernel[c_k, rows](
         k_clusters.order, k_clusters.offsets, keys, starts, n, c_k, granules * GRANULE, BLOCK_C=256, BLOCK_T=64, GRANULE=GRANULE, num_warps=1
     )
-    lists, counts = empty(c_q, granules), empty(c_q)
-    list_kernel[c_q, rows](selected.view(torch.int8), starts, lists, counts, c_q, c_k, granules, BLOCK_C=1024, num_warps=4)
-    return Plan(keys, lists, counts, *query_tiles(q_clusters.offsets, q_clusters.order.shape[2], counts))
+    granule_lists, granule_counts = empty(c_q, granules), empty(c_q)
+    list_kernel[c_q, rows](
+        selected.view(torch.int8), starts, granule_lists, granule_counts, c_q, c_k, granules, BLOCK_C=1024, num_warps=4
+    )
+    return Plan(keys, granule_lists, granule_counts, *query_tiles(q_clusters.offsets, q_clusters.order.shape[2], granule_counts))

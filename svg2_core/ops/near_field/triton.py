@@ -1,6 +1,6 @@
-"""The near field as Triton kernels: one query tile of one cluster a program, over the granules that its cluster attends to.
+"""Triton kernel of the near field: a program answers one query tile of one cluster, over the granules that its cluster attends to.
 
-The rows of the keys that a step multiplies were found in the step before, so that their copies run ahead of the tensor cores.
+Key indices are loaded one step ahead of the key block that they address, so that its copies run ahead of the tensor cores.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .text_queries import text_queries
 
 @triton.jit
 def query_tile(tiles, tile_counts, q_order, q_offsets, row, n, c_q, tile_stride, BLOCK_M: tl.constexpr, ROWS: tl.constexpr):
-    """This program's query tile: its cluster, its tokens and which of them count; cluster -1 where there is none left."""
+    """This program's query tile: its cluster, its tokens and their mask; cluster -1 past the last tile."""
     program = tl.program_id(0)
     entry = tl.load(tiles + row * tile_stride + program, mask=program < tl.load(tile_counts + row), other=-1)
     cluster = entry >> 16
@@ -62,11 +62,11 @@ def near_field_kernel(
     qs = tl.load(q + query[:, None] * q_n + dims[None, :] * q_d, mask=inside[:, None] & dim_mask[None, :], other=0.0)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
-    row_max = tl.full((BLOCK_M,), -1e30, tl.float32)  # finite: a tile without a key must not make NaN
+    row_max = tl.full((BLOCK_M,), -1e30, tl.float32)  # finite: a fully masked key block must not make NaN
     column = tl.arange(0, BLOCK_N)
     no_bias = tl.zeros((BLOCK_N,), tl.float32)
 
-    # The granules of the selected clusters. `key` is a step ahead.
+    # Key blocks of the selected clusters' granules. `key` is loaded one step ahead.
     at = row * c_q + cluster
     granules = tl.load(granule_counts + at)
     granule_lists += at * (padded_keys // GRANULE)
@@ -84,7 +84,7 @@ def near_field_kernel(
         key = tl.load(keys + granule * GRANULE + column % GRANULE, mask=granule_index < granules, other=-1)
         acc, row_sum, row_max = online_softmax_step(qs, ks, vs, valid, no_bias, acc, row_sum, row_max, scale, UPCAST)
 
-    # Text, exact: the tokens before and after the video.
+    # Key blocks of text: the tokens before and after the video.
     if HAS_TEXT:
         for start in tl.range(0, padded_text, BLOCK_N, num_stages=1):
             text = start + column
@@ -93,7 +93,7 @@ def near_field_kernel(
             bias = no_bias
             if HAS_BIAS:
                 bias = LOG2E * tl.load(text_bias + batch * padded_text + text, mask=valid, other=0.0)
-            # A key that does not count is left out: its value may be no number.
+            # A key of bias -inf is masked: its value may be NaN.
             valid = valid & (bias > float("-inf"))
             ks = tl.load(k + token[None, :] * k_n + dims[:, None] * k_d, mask=valid[None, :] & dim_mask[:, None], other=0.0)
             vs = tl.load(v + token[:, None] * v_n + dims[None, :] * v_d, mask=valid[:, None] & dim_mask[None, :], other=0.0)
@@ -108,8 +108,8 @@ def near_field_kernel(
 
 
 def _padded_bias(layout, k) -> tuple[torch.Tensor | None, int]:
-    """The biases of the text's keys and of as many more, which do not count, as make their number a multiple of 16; and that number.
-    Triton is told that it is one: of another it does not know which loads go together, and the kernel spills on sm_86."""
+    """The text keys' biases, padded by -inf to a multiple of 16 keys, and the padded count. Triton specialises on that divisibility:
+    without it, it cannot vectorise the loads, and the kernel spills on sm_86."""
     n_text = k.shape[2] - layout.video_len
     padding, bias = -n_text % 16, layout.text_bias if n_text else None
     if padding:

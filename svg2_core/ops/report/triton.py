@@ -1,4 +1,4 @@
-"""A call's report as Triton kernels: two launches in place of two dozen."""
+"""Triton kernels of a call's report: two launches in place of two dozen."""
 
 import torch
 import triton
@@ -27,7 +27,7 @@ def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I:
 
 @kernel
 def summary_kernel(pairs, squares, expected_errors, summary, count, all_pairs, rows, HAS_EXPECTED: tl.constexpr, BLOCK: tl.constexpr):
-    """found: density, error, expected error."""
+    """summary: density, error, expected error."""
     i = tl.arange(0, BLOCK).to(tl.int64)
     inside = i < count
     density = tl.sum(tl.load(pairs + i, mask=inside, other=0.0), axis=0) / count / all_pairs

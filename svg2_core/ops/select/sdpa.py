@@ -1,4 +1,4 @@
-"""Both rules of selection as in plain torch, the rule of errors without sorting all pairs."""
+"""Both rules of selection for the sdpa backend: as in reference.py, the rule of errors without sorting all pairs."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The rule of mass as Triton kernels: scores, then top-p per row by bisection on the mass threshold, without a sort."""
+"""Triton kernels of the rule of mass: scores, then top-p per row by bisection on the mass threshold, without a sort."""
 
 import torch
 import triton

@@ -1,7 +1,7 @@
-"""The rule of errors as Triton kernels: one threshold per head, found by counting pairs by the leading bits of their worth.
+"""Triton kernels of the rule of errors: one threshold per head, by a radix select over the bits of the pairs' worth.
 
-A worth of at least zero orders like its own bits. Three counts, of 11, 10 and 10 bits, lead to the very worth at which the budget
-ends; of the pairs that are worth just that, the first ones are taken. Counters are integers, so that their order does not matter.
+A worth of at least zero orders like its own bits. Three histograms, of 11, 10 and 10 bits, lead to the exact worth at which the
+budget ends; of the pairs tied at it, the first ones are taken. Counters are integers, so that their order does not matter.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..triton_common import cdiv, cluster_sizes, kernel, logsumexp_step, product_of_rows
 
-_TOP = tl.constexpr(2048)  # counters of the first count, of the other two half as many
+_TOP = tl.constexpr(2048)  # bins of the first histogram, of the other two half as many
 _NEXT = tl.constexpr(1024)
 
 
@@ -32,7 +32,7 @@ def worth_kernel(
     TOP: tl.constexpr, NEXT: tl.constexpr,
 ):  # fmt: skip
     """worth[row, i, j] of a pair per key; -1 where a cluster is empty, infinite where it is not a number. DROPPED: infinite too
-    for the pair that is worth most to a query cluster. And the counters of what comes next are set to zero."""
+    for the pair that is worth most to a query cluster. And the histograms' counters are set to zero."""
     row = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) == 0:
         for first in range(0, TOP + 2 * NEXT, NEXT):
@@ -74,8 +74,7 @@ def worth_kernel(
 
 @triton.jit
 def _edge(counters, budget, BINS: tl.constexpr):
-    """The highest counter that, with all above it, counts more than the budget, -1 where none does; and what is left of the budget
-    for it."""
+    """The highest bin that, with all above it, exceeds the budget, -1 where none does; and the remaining budget for it."""
     bins = tl.arange(0, BINS)
     held = tl.load(counters + bins)
     from_above = tl.sum(held, axis=0) - tl.cumsum(held, axis=0) + held  # of this one and those above
@@ -87,7 +86,7 @@ def _edge(counters, budget, BINS: tl.constexpr):
 
 @triton.jit
 def _threshold(counters, row, budget, LEVEL: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr):
-    """The leading bits, after so many counts, of the worth at which the budget ends, -1 where all fit; and the budget left."""
+    """The leading bits, after LEVEL histograms, of the worth at which the budget ends, -1 where all fit; and the remaining budget."""
     counters += row * (TOP + 2 * NEXT)
     bits = 0
     if LEVEL > 0:
@@ -113,7 +112,7 @@ def _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k):
 def count_pairs_kernel(
     worth, q_offsets, k_offsets, counters, budget, c_q, c_k, BLOCK_J: tl.constexpr, LEVEL: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr
 ):  # fmt: skip
-    """Pairs of tokens, by the next bits of their worth, of those whose leading bits are the threshold's."""
+    """A histogram of pairs of tokens by the next bits of their worth, of those whose leading bits are the threshold's."""
     row, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
     bits, _ = _threshold(counters, row, budget, LEVEL, TOP, NEXT)
     for first in range(0, c_k, BLOCK_J):
@@ -134,7 +133,7 @@ def count_pairs_kernel(
 
 @kernel
 def ties_kernel(worth, q_offsets, k_offsets, counters, ties, budget, c_q, c_k, BLOCK_J: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr):
-    """ties[row, i]: pairs of tokens of a query cluster that are worth just the threshold."""
+    """ties[row, i]: pairs of tokens of a query cluster that are tied at the threshold."""
     row, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
     bits, _ = _threshold(counters, row, budget, 3, TOP, NEXT)
     tied = tl.zeros((1,), tl.int64)
