@@ -31,7 +31,7 @@ def dot(a, b, UPCAST: tl.constexpr):
 
 @triton.jit
 def dot_onto(acc, a, b, UPCAST: tl.constexpr):
-    """acc + a b, in acc's own registers."""
+    """acc + a b, accumulated in acc's registers."""
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -42,7 +42,7 @@ def dot_onto(acc, a, b, UPCAST: tl.constexpr):
 def product_of_rows(
     a, b, row, i, j, c_i, c_j, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr
 ):  # fmt: skip
-    """a_i.b_j in fp32 of two lists of fp32 vectors `[rows, c, D]`, zero past their ends."""
+    """A tile of products a_i.b_j in fp32 of fp32 vectors `[rows, c, D]`, zero past their ends."""
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for first in range(0, D, BLOCK_D):
         dims = first + tl.arange(0, BLOCK_D)
@@ -70,19 +70,19 @@ def logsumexp_step(row_max, row_sum, logits):
 
 @triton.jit
 def finite(x):
-    """fp32 x as statistics take it: zero for what is NaN or infinite, and at most 1e9."""
+    """fp32 x for statistics: zero for what is NaN or infinite, and clamped to a magnitude of 1e9."""
     x = tl.where(tl.abs(x) < float("inf"), x, 0.0)
     return tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
 
 
 def cdiv(size: int, block: int) -> int:
-    """How many blocks hold so many: triton.cdiv, which takes several microseconds outside of a kernel."""
+    """Ceiling division; triton.cdiv takes several microseconds outside of a kernel."""
     return -(-size // block)
 
 
 @functools.lru_cache
 def block_of(size: int) -> int:
-    """The block that holds so many channels, and is enough for a product on tensor cores."""
+    """The block size for `size` channels: a power of two, and at least what a product on tensor cores takes."""
     return max(16, triton.next_power_of_2(size))
 
 

@@ -209,7 +209,7 @@ def directions_kernel(
         tl.store(projected_mean + row * R + rs, tl.sum(mean[:, None] * rounded, axis=0) * abs_max, mask=rs < R)
         if HAS_PAST:
             old = tl.load(past + index, mask=valid, other=0.0).to(tl.float32)
-            old /= tl.maximum(tl.max(tl.max(tl.abs(old), axis=1), axis=0), _TINY)  # no scale of theirs over- or underflows
+            old /= tl.maximum(tl.max(tl.max(tl.abs(old), axis=1), axis=0), _TINY)  # no scale of the past's over- or underflows
             product, factor, rhs = scratch + D * BLOCK_R, scratch + 2 * D * BLOCK_R, scratch + 2 * D * BLOCK_R + BLOCK_R * BLOCK_R
             # The regression of the new points on the old ones: (old^T C old)^-1 old^T C p.
             _store_scratch(product, _matmul(covariance, old, scratch, D, BLOCK_D, BLOCK_K, BLOCK_R), D, BLOCK_D, BLOCK_R)
@@ -253,7 +253,7 @@ class SecondMoment:
 def leading_directions(x, covariance, c_count, metric, m_count, rank, scale, kinds, past=None, as_space=False):
     """directions_kernel for all heads of x: -> projection, directions; or with as_space a LogitSpace."""
     b, h, _, d = x.shape
-    block_r = max(32, block_of(rank))  # more than are kept make the iteration better, and one kernel serves both uses
+    block_r = max(32, block_of(rank))  # oversampled directions make the iteration converge faster, and one kernel serves both uses
 
     def empty(*shape):
         return torch.empty(b, h, *shape, dtype=torch.float32, device=x.device)

@@ -48,7 +48,7 @@ def _video_queries(
     q, k, v, out, logsumexp, q_order, q_offsets, k_order, k_offsets, selected, text_k, text_v, text_bias, scale
 ):
     q_offsets = q_offsets.tolist()
-    labels = labels_in_order(k_offsets)  # to gather whole clusters by one index
+    labels = labels_in_order(k_offsets)  # gathers entire clusters by one index
     k, v = k[k_order].float(), v[k_order].float()
     text_k, text_v = text_k.float(), text_v.float()
     for c in range(len(q_offsets) - 1):
@@ -67,18 +67,18 @@ def _video_queries(
 def attend(q, k, v, bias, scale):
     """softmax(scale * q k^T + bias) v of rows `[R, D]`, and the logits' logsumexp `[R]`; fp32, in chunks of rows.
 
-    bias `[keys]` or None. With no key, or none that counts, zero and -inf.
+    bias `[keys]` or None. With no key, or all of bias -inf, zero and -inf.
     """
     k, v = k.float(), v.float()
     if len(k) == 0:
         return torch.zeros(q.shape, dtype=torch.float32, device=q.device), q.new_full(q.shape[:1], -torch.inf).float()
     out, logsumexp = [], []
-    for part in q.split(max(1, _MAX_LOGITS // len(k))):
-        logits = torch.mm(part.float() * scale, k.T)
+    for chunk in q.split(max(1, _MAX_LOGITS // len(k))):
+        logits = torch.mm(chunk.float() * scale, k.T)
         if bias is not None:
             logits += bias
         largest = logits.amax(1, keepdim=True)
-        largest = torch.where(largest == -torch.inf, 0.0, largest)  # every key is dropped by its bias
+        largest = torch.where(largest == -torch.inf, 0.0, largest)  # every key has bias -inf
         weights = logits.sub_(largest).exp_()
         total = weights.sum(1, keepdim=True)
         out.append((weights @ v) / torch.where(total == 0, 1.0, total))

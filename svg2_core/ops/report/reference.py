@@ -7,7 +7,7 @@ from ...precision import widest
 
 def exact_pairs(q_clusters, k_clusters, selected):
     keys = torch.where(selected, k_clusters.sizes[:, :, None], 0).sum(-1)
-    # fp64: the count of pairs of 75,600 tokens has more digits than fp32 can tell apart.
+    # fp64: the count of pairs of 75,600 tokens exceeds fp32's precision.
     return (q_clusters.sizes.to(widest(keys.device)) * keys).sum(-1)
 
 
