@@ -1,11 +1,11 @@
-// What the kernels need of the hardware, without toolkit headers: a warp's matrix instructions, asynchronous copies,
+// Wrappers of PTX instructions, without toolkit headers: a warp's matrix instructions, asynchronous copies,
 // conversions. tests/cuda/emulator/emulator.h defines the same on a CPU.
 #pragma once
 
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
-#define NOT_UNROLLED _Pragma("unroll 1")  // or the compiler keeps so much in hand that it spills
+#define NOT_UNROLLED _Pragma("unroll 1")  // unrolled, the compiler needs so many registers that it spills
 #define KERNEL extern "C" __global__ __launch_bounds__(128, 1)
 #define PARAMETER const __grid_constant__  // stays where the launch put it: no copy on the stack
 #define SHARED_MEMORY extern __shared__ __align__(128) unsigned char smem[]

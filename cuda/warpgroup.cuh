@@ -1,5 +1,5 @@
-// What kernels for compute capability 9.0 alone need beside warp.cuh: a warpgroup's matrix instructions, barriers in
-// shared memory, named barriers, registers handed over between roles. tests/cuda/emulator/warpgroup.h defines the same
+// Wrappers of PTX instructions of compute capability 9.0: a warpgroup's matrix instructions, barriers in
+// shared memory, named barriers, register reallocation between roles. tests/cuda/emulator/warpgroup.h defines the same
 // on a CPU.
 #pragma once
 
@@ -79,12 +79,12 @@ DEVICE void named_arrive(int name, int threads) {
     asm volatile("barrier.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
-// All but the latest GROUPS groups of this thread's copies have come.
+// All but the latest GROUPS groups of this thread's copies have arrived.
 template <int GROUPS>
 DEVICE void copies_wait_but() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
-// What this thread wrote to shared memory, copies that have come included, may be read by matrix instructions, once
+// What this thread wrote to shared memory, copies that have arrived included, may be read by matrix instructions, once
 // their issuer has synchronised with this thread.
 DEVICE void fence_for_matrices() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

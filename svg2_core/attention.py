@@ -29,7 +29,7 @@ class AttentionResult:
     out `[B, H, N, D]` in q's dtype; centroids: one entry per batch row, for the next step's `warm`;
     groups: how the tokens were grouped, as far as a picture of it needs.
     0-d fp32 tensors on the device: density, pairs computed exactly over all pairs; error, the relative L2 error against
-    dense attention on a few rows that were answered exactly too; expected_error, the same as the moments foretell it, not
+    dense attention on a few rows that were answered exactly too; expected_error, an estimate of it from the moments, not
     to scale. The last two are None where the backend or the settings have no such thing.
     text_share: how much of the density is pairs with a text token, all of which are exact.
     keys: the clusters of the keys, by chunk of heads, where the queries were a part of the video: for the other parts.
@@ -81,25 +81,27 @@ def svg2_attention(
     step = 1 if by_itself else at_a_time
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
 
-    def answer(heads: slice) -> _Part:
+    def answer(heads: slice) -> _ChunkResult:
         return _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys and keys.get(_name(heads)))
 
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        parts = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
-    rows = zip(*(part.centroids for part in parts), strict=True)
+        results = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
+    rows = zip(*(result.centroids for result in results), strict=True)
     all_pairs, video = q.shape[2] * k.shape[2], layout.queries_len * layout.video_len
     text_share = (all_pairs - video) / all_pairs
-    pairs, squares, foreseen = (_all_heads([getattr(part, name) for part in parts]) for name in ("pairs", "squares", "foreseen"))
-    found = summary(pairs, squares, foreseen, all_pairs=all_pairs, rows=min(COUNT, layout.queries_len), backend=backend)
+    pairs, squares, expected_errors = (
+        _all_heads([getattr(result, name) for result in results]) for name in ("pairs", "squares", "expected_error")
+    )
+    found = summary(pairs, squares, expected_errors, all_pairs=all_pairs, rows=min(COUNT, layout.queries_len), backend=backend)
     return AttentionResult(
         out=out,
         density=found.density + text_share if text_share else found.density,
         centroids=[Centroids.cat(row) for row in rows],
-        groups=Groups.of_chunks([part.groups for part in parts]),
+        groups=Groups.of_chunks([result.groups for result in results]),
         error=found.error,
         expected_error=found.expected_error,
         text_share=text_share,
-        keys=None if layout.queries is None else {_name(heads): part.keys for heads, part in zip(chunks, parts, strict=True)},
+        keys=None if layout.queries is None else {_name(heads): result.keys for heads, result in zip(chunks, results, strict=True)},
     )
 
 
@@ -134,31 +136,31 @@ def default_heads(q: torch.Tensor, layout: Layout, config: SVG2Config, backend: 
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What some heads came to. pairs of video tokens computed exactly, fp64 `[B, heads]`; squares: squared error and squared norm
-    at the exact rows, fp32 `[B, heads, 2]`; foreseen: the expected error, fp32 `[B, heads]`."""
+class _ChunkResult:
+    """The results of a chunk of heads. pairs of video tokens computed exactly, fp64 `[B, heads]`; squares: squared error and squared norm
+    at the exact rows, fp32 `[B, heads, 2]`; expected_error: fp32 `[B, heads]`."""
 
     centroids: list[Centroids]
     groups: Groups
     keys: Clusters
     pairs: torch.Tensor
     squares: torch.Tensor
-    foreseen: torch.Tensor | None = None
+    expected_error: torch.Tensor | None = None
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys) -> _Part:
+def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys) -> _ChunkResult:
     """Answer some heads of the call into their part of `out`."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     video = [x[:, :, there] for x, there in zip((q, k, v), (layout.video_queries, layout.video, layout.video), strict=True)]
 
-    # 1. Queries and keys are grouped by meaning, each on its own.
+    # 1. Queries and keys are clustered, each on its own.
     warm = [None if w is None else w.of_heads(heads) for w in warm]
     q_groups, k_groups, centroids = cluster(
         *video[:2], warm, config, scale=scale, first_head=first_head + heads.start, backend=backend, keys=keys
     )
     groups, of_groups = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
 
-    # 2. What is known of the groups, and of pairs of groups, without a look at pairs of tokens.
+    # 2. Moments of the clusters and of pairs of clusters, without a look at pairs of tokens.
     known = None
     if config.needs_moments:
         directions = min(config.variance_directions, q.shape[3])
@@ -166,20 +168,20 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head
     elif config.compensation == "centroid" and not config.selects_all:
         known = Moments(cluster_means(video[2], k_groups, backend=backend))
 
-    # 3. Which pairs matter.
-    foreseen = None
+    # 3. The selection of pairs of clusters to compute exactly.
+    expected_error = None
     if config.selects_by_error:
-        selected, foreseen = select_by_error(
+        selected, expected_error = select_by_error(
             q_groups, k_groups, known, density=config.density, dropped=config.compensation == "off", **of_groups
         )
     else:
         top_p = 1.0 if config.selects_all else config.top_p
         selected = select_by_mass(q_groups, k_groups, top_p=top_p, min_k_ratio=config.min_k_ratio, **of_groups)
 
-    # 4. The near field: exact attention over those.
+    # 4. The near field: exact attention over these.
     _, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, out=out, **of_groups)
 
-    # 5. The far field: the others are represented, and weigh what they would.
+    # 5. The far field: an approximation of the others, merged by the logsumexp.
     exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=first_head + heads.start, backend=backend)
     if known is not None and config.compensation != "off":
         order = 1 if config.compensation == "first_order" else 0
@@ -188,7 +190,7 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head
             layout=layout, order=order, exact=exact, **of_groups,
         )  # fmt: skip
     squares = squared_error(exact, out, layout, backend=backend)
-    return _Part(centroids, groups, k_groups, exact_pairs(q_groups, k_groups, selected, backend=backend), squares, foreseen)
+    return _ChunkResult(centroids, groups, k_groups, exact_pairs(q_groups, k_groups, selected, backend=backend), squares, expected_error)
 
 
 def _name(heads: slice) -> tuple[int, int]:

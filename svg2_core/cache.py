@@ -1,4 +1,4 @@
-"""Centroids carried from step to step."""
+"""The cache of centroids that are carried from one sampling step to the next."""
 
 import threading
 from collections.abc import Hashable
@@ -59,7 +59,7 @@ class Centroids:
 
 
 class Key(NamedTuple):
-    """Whose past it is: of a place (block, row, tokens, device, ...) under one of the conditionings that are evaluated there."""
+    """The key of an entry: a place (block, row, tokens, device, ...) and one of the conditionings that are evaluated there."""
 
     conditioning: Hashable
     place: Hashable

@@ -1,4 +1,4 @@
-"""What the clusters of one step look like: how large they are, and which tokens of the video belong together."""
+"""A picture of the clusters of one step: their sizes, and the query cluster of each token of the video."""
 
 from __future__ import annotations
 

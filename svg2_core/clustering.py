@@ -52,23 +52,23 @@ def cluster(
     spaces = (None, None)
     if rank:  # made anew at each call: what the model looks for changes as the noise goes
         spaces = logit_spaces(q, k, rank=rank, scale=scale, past=past, backend=backend)
-    found, kept = [], []
+    found, centroids = [], []
     for role, x in enumerate((q, k)):
         if role == 1 and keys is not None:
-            return Grouped(found[0], keys, Centroids.pack(q=kept[0], q_projection=spaces[0] and spaces[0].projection))
+            return Grouped(found[0], keys, Centroids.pack(q=centroids[0], q_projection=spaces[0] and spaces[0].projection))
         run = {
             "init": starts[role], "iterations": config.kmeans_init_iters if starts[role] is None else config.kmeans_iters,
             "seed": config.seed, "role": role, "first_head": first_head, "backend": backend,
         }  # fmt: skip
         if spaces[role] is None:
             groups = kmeans(x, counts[role], **run)
-            kept.append(groups.centroids)
+            centroids.append(groups.centroids)
         else:
             groups, points = kmeans_in(x, spaces[role], counts[role], **run)
-            kept.append(points)
+            centroids.append(points)
         found.append(groups)
     projections = (space and space.projection for space in spaces)
-    return Grouped(*found, Centroids.pack(*kept, *projections))
+    return Grouped(*found, Centroids.pack(*centroids, *projections))
 
 
 def _past(

@@ -1,4 +1,4 @@
-"""Where the video tokens of an attention call sit."""
+"""The token layout of an attention call: which tokens are video."""
 
 from dataclasses import dataclass
 

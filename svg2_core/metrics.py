@@ -1,4 +1,4 @@
-"""How far a result is from a reference."""
+"""Error metrics of a result against a reference."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""fp64, and devices that have none."""
+"""The widest float of a device, some of which have no fp64."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Settings that belong together, per model family. Every number says where it is from."""
+"""The presets: settings by model family. Every number says where it is from."""
 
 from dataclasses import replace
 

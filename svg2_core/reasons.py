@@ -1,4 +1,4 @@
-"""Why a call ran dense: every reason has a name for counters and a sentence for people."""
+"""The reasons for which a call runs dense: each has a name for counters and a sentence for people."""
 
 from dataclasses import dataclass
 from enum import Enum

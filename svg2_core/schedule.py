@@ -1,4 +1,4 @@
-"""Which sampling steps and blocks stay dense, and why."""
+"""The schedule of a run: which sampling steps and blocks stay dense, and why."""
 
 import math
 from dataclasses import dataclass

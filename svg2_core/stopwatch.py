@@ -1,4 +1,4 @@
-"""Time spent in a region, without waiting for the device while it runs."""
+"""A stopwatch of time spent in a region, which does not wait for the device while it runs."""
 
 import time
 

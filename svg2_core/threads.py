@@ -1,4 +1,4 @@
-"""Heads side by side on a CPU: a thread for each, that computes by itself.
+"""A thread pool for the heads of a call on a CPU: each head is computed by one thread.
 
 Most of a call's operations are too small, or too serial, to be shared well among the cores; whole heads are not.
 """

@@ -1,10 +1,9 @@
-"""Where an operation finds its implementation: a backend is a name that all operations share, and in each operation's folder the
-file of that name (`reference.py` is "torch"). Who chooses the backend: registry.py.
+"""Names of backends, and the lookup of an operation's implementation: in each operation's folder the file of the backend's name
+(`reference.py` is "torch"; `cuda.py` has all prebuilt kernels). The choice of a backend is registry.py's.
 """
 
 import importlib
 from dataclasses import dataclass
-from types import ModuleType
 
 
 @dataclass(frozen=True)
@@ -19,19 +18,22 @@ PREBUILT = {"cuda": Prebuilt("near_field_fa2"), "cuda_fa3": Prebuilt("near_field
 NAMES = (*PREBUILT, "triton", "sdpa", "torch")  # what a user may ask for
 
 
-def implementation(package: str, backend: str) -> ModuleType:
-    """The module of an operation (its package name) that implements `backend`; imported at first use.
+def implementation(package: str, backend: str):
+    """What implements an operation (its package name) for `backend`: a module, or for prebuilt kernels their launcher; imported at
+    first use.
 
     Raises ValueError for a name that is not in NAMES.
     """
     if backend not in NAMES:
         raise ValueError(f"backend: {backend!r} is not accepted; it takes {', '.join(NAMES)}")
-    return importlib.import_module(_file(package, backend), package)
+    file = _file(package, backend)
+    module = importlib.import_module(file, package)
+    return module.LAUNCHERS[backend] if file == ".cuda" else module
 
 
 def _file(package: str, backend: str) -> str:
     if backend == "torch":
         return ".reference"
-    if backend in PREBUILT and not package.endswith(".near_field"):
-        return ".triton"  # all else is Triton's; the prebuilt kernels are the near field
+    if backend in PREBUILT:  # they are the near field; all else is Triton's
+        return ".cuda" if package.endswith(".near_field") else ".triton"
     return f".{backend}"

@@ -1,4 +1,4 @@
-"""Which backends "auto" tries on a device, in what order, and on whose word.
+"""The order in which "auto" tries backends on a device, with the record of the measurement that it follows.
 
 An order here stands for a measurement by tests/benchmarks/run.py, which its entry names. Where nothing has been measured, the
 prebuilt near field ("cuda": all other stages are Triton's) comes first, where the head dimension allows: the kernel that takes

@@ -1,4 +1,4 @@
-"""Which backend takes a call: what each one supports, checked before the call, and which failed.
+"""The registry of backends: what each one supports, checked before a call; the choice of one; and which failed.
 
 "auto" takes the first, in the order of preference.py, that supports the call and passed its self-test on that device.
 `SVG2_BACKEND` in the environment takes the place of "auto".

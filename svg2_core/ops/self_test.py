@@ -1,4 +1,4 @@
-"""One tiny case of every operation, compared with plain torch on the CPU, before a backend first serves a real call."""
+"""The self-test of a backend before it first serves a call: one tiny case of every operation, compared with plain torch on the CPU."""
 
 import torch
 
@@ -59,35 +59,35 @@ def _on_cpu(space: LogitSpace) -> LogitSpace:
 def _near_and_far(q, k, v, q_groups, k_groups, layout, scale, tolerance, backend) -> None:
     """The stages after clustering, one upon the other, each compared with plain torch on what it was given."""
     on_cpu = [x.float().cpu() for x in (q, k, v)]
-    theirs, expected_layout = (_to_cpu(q_groups), _to_cpu(k_groups)), Layout(11, 137)
+    cpu_clusters, expected_layout = (_to_cpu(q_groups), _to_cpu(k_groups)), Layout(11, 137)
     video = [x[:, :, layout.video] for x in (q, k, v)]
     settings = {"scale": scale, "directions": min(8, q.shape[3])}
     known = moments(*video, q_groups, k_groups, backend=backend, **settings)
-    expected = moments(*(x[:, :, layout.video] for x in on_cpu), *theirs, **settings)
+    expected = moments(*(x[:, :, layout.video] for x in on_cpu), *cpu_clusters, **settings)
     for name in ("values", "log_mass", "variance", "spread"):
         _check(f"moments: {name}", getattr(known, name), getattr(expected, name), tolerance)
     selected, _ = select_by_error(q_groups, k_groups, known, density=0.3, scale=scale, backend=backend)
-    expected, _ = select_by_error(*theirs, Moments(*(x.cpu() for x in known)), density=0.3, scale=scale)
+    expected, _ = select_by_error(*cpu_clusters, Moments(*(x.cpu() for x in known)), density=0.3, scale=scale)
     _check("select_by_error", selected.float(), expected.float(), 0.2)  # a pair at the threshold may fall to either side
     out, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, scale=scale, backend=backend)
-    expected = near_field(*on_cpu, *theirs, selected.cpu(), layout=expected_layout, scale=scale)
+    expected = near_field(*on_cpu, *cpu_clusters, selected.cpu(), layout=expected_layout, scale=scale)
     _check("near_field", out, expected[0], tolerance)
     _check("near_field: logsumexp", logsumexp, expected[1], tolerance)
-    places = {"scale": scale, "seed": 0, "first_head": 0}
-    exact, truth = exact_rows(q, k, v, layout, backend=backend, **places), exact_rows(*on_cpu, expected_layout, **places)
-    _check("exact_rows", exact.out, truth.out, tolerance)
+    sample = {"scale": scale, "seed": 0, "first_head": 0}
+    exact, expected_rows = exact_rows(q, k, v, layout, backend=backend, **sample), exact_rows(*on_cpu, expected_layout, **sample)
+    _check("exact_rows", exact.out, expected_rows.out, tolerance)
     given = {"scale": scale, "order": 1}
     far_field(
         q, k, v, out, logsumexp, q_groups, k_groups, known, selected, layout=layout, exact=exact, backend=backend, **given
     )  # fmt: skip
     far_field(
-        *on_cpu, *expected, *theirs, Moments(*(x.cpu() for x in known)), selected.cpu(), layout=expected_layout, exact=truth, **given
+        *on_cpu, *expected, *cpu_clusters, Moments(*(x.cpu() for x in known)), selected.cpu(), layout=expected_layout, exact=expected_rows, **given
     )  # fmt: skip
     _check("far_field", out, expected[0], tolerance)
     squares = squared_error(exact, out, layout, backend=backend)
-    _check("squared_error", squares[..., 1], squared_error(truth, expected[0], expected_layout)[..., 1], 4 * tolerance)
+    _check("squared_error", squares[..., 1], squared_error(expected_rows, expected[0], expected_layout)[..., 1], 4 * tolerance)
     pairs = exact_pairs(q_groups, k_groups, selected, backend=backend)
-    _check("exact_pairs", pairs, exact_pairs(*theirs, selected.cpu()), 1e-6)
+    _check("exact_pairs", pairs, exact_pairs(*cpu_clusters, selected.cpu()), 1e-6)
 
 
 def _to_cpu(clusters: Clusters) -> Clusters:

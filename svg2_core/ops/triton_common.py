@@ -1,4 +1,4 @@
-"""What the Triton kernels share."""
+"""Helpers shared by the Triton kernels and their launchers."""
 
 import functools
 import os
@@ -11,11 +11,11 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(1e9)  # that statistics take: fp32 still holds its fourth power
-# Numbers that follow a video's size, prompt or settings. Triton compiles a kernel anew for a number that is 1 or divisible by 16;
-# of these it learns nothing by that. (Strides it does need to know: rows are copied 16 bytes at a time where these divide by 16.)
+# Arguments that follow a video's size, prompt or settings. Triton specialises a kernel for integers that are 1 or divisible by 16;
+# for these that gains nothing. (For strides it does: rows are copied 16 bytes at a time where these divide by 16.)
 SIZES = (
     "n", "n_queries", "n_video", "n_text", "video_start", "samples", "count", "c", "c_q", "c_k", "c_count", "m_count", "h", "chunks", "step",
-    "slots", "most", "granules", "budget", "depth", "seed", "role", "first_head",
+    "padded_keys", "tile_stride", "max_granules", "budget", "depth", "seed", "role", "first_head",
 )  # fmt: skip
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
@@ -31,7 +31,7 @@ def dot(a, b, UPCAST: tl.constexpr):
 
 @triton.jit
 def dot_onto(acc, a, b, UPCAST: tl.constexpr):
-    """acc + a b, in acc's own registers."""
+    """acc + a b, accumulated in acc's registers."""
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -42,7 +42,7 @@ def dot_onto(acc, a, b, UPCAST: tl.constexpr):
 def product_of_rows(
     a, b, row, i, j, c_i, c_j, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr
 ):  # fmt: skip
-    """a_i.b_j in fp32 of two lists of fp32 vectors `[rows, c, D]`, zero past their ends."""
+    """A tile of products a_i.b_j in fp32 of fp32 vectors `[rows, c, D]`, zero past their ends."""
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for first in range(0, D, BLOCK_D):
         dims = first + tl.arange(0, BLOCK_D)
@@ -61,28 +61,28 @@ def cluster_sizes(offsets, row, clusters, c):
 
 
 @triton.jit
-def add_exponentials(peak, total, logits):
-    """One step of a logsumexp over the columns: -> peak, total, where the sum is total * exp(peak)."""
-    higher = tl.maximum(peak, tl.max(logits, axis=1))
-    total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
-    return higher, total
+def logsumexp_step(row_max, row_sum, logits):
+    """One step of an online logsumexp over the columns: -> row_max, row_sum, where the sum is row_sum * exp(row_max)."""
+    new_max = tl.maximum(row_max, tl.max(logits, axis=1))
+    row_sum = row_sum * tl.exp(row_max - new_max) + tl.sum(tl.exp(logits - new_max[:, None]), axis=1)
+    return new_max, row_sum
 
 
 @triton.jit
 def finite(x):
-    """fp32 x as statistics take it: zero for what is NaN or infinite, and at most 1e9."""
+    """fp32 x for statistics: zero for what is NaN or infinite, and clamped to a magnitude of 1e9."""
     x = tl.where(tl.abs(x) < float("inf"), x, 0.0)
     return tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
 
 
 def cdiv(size: int, block: int) -> int:
-    """How many blocks hold so many: triton.cdiv, which takes several microseconds outside of a kernel."""
+    """Ceiling division; triton.cdiv takes several microseconds outside of a kernel."""
     return -(-size // block)
 
 
 @functools.lru_cache
 def block_of(size: int) -> int:
-    """The block that holds so many channels, and is enough for a product on tensor cores."""
+    """The block size for `size` channels: a power of two, and at least what a product on tensor cores takes."""
     return max(16, triton.next_power_of_2(size))
 
 

@@ -1,4 +1,4 @@
-"""Which Triton compiles the kernels for which GPU, known beforehand: a wrong one aborts the whole process at its first kernel."""
+"""The least Triton version by compute capability, known beforehand: an older one aborts the process at its first kernel."""
 
 import re
 from functools import lru_cache

@@ -54,17 +54,17 @@ def settings(variant: dict):
     from svg2_pack.svg2_core.ops.kmeans import metric
 
     inputs = dict(variant)
-    before = knobs.preset_config, metric.spaces, reference.StandIns.fit_share
+    before = knobs.preset_config, metric.spaces, reference.StandIns.fit_coefficient
     fields = {name: inputs.pop(name) for name in list(inputs) if name not in _inputs(node) and name in SVG2Config.__dataclass_fields__}
     knobs.preset_config = lambda *names: replace(before[0](*names), **fields)
     if inputs.pop("frozen", False):
         metric.spaces = _frozen(metric.spaces)
     if (share := inputs.pop("share", None)) is not None:
-        reference.StandIns.fit_share = lambda *args: float(share)
+        reference.StandIns.fit_coefficient = lambda *args: float(share)
     try:
         yield inputs
     finally:
-        knobs.preset_config, metric.spaces, reference.StandIns.fit_share = before
+        knobs.preset_config, metric.spaces, reference.StandIns.fit_coefficient = before
 
 
 def _inputs(node) -> set[str]:

@@ -52,9 +52,9 @@ def test_instructions(entry):
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("rows", [64, 128])
 def test_shared_memory_fits_every_gpu(head_dim, rows):
-    from svg2_pack.svg2_core.ops.near_field import cuda
+    from svg2_pack.svg2_core.ops.near_field.cuda import LAUNCHERS
 
-    assert cuda.shared_bytes(head_dim, rows) <= min(MOST_SHARED.values()) * 1024
+    assert LAUNCHERS["cuda"].shared_bytes(head_dim, rows) <= min(MOST_SHARED.values()) * 1024
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -63,11 +63,12 @@ def test_the_launcher_asks_for_the_shared_memory_that_the_kernel_lays_out(head_d
     import ctypes
 
     import emulated_cuda
-    from svg2_pack.svg2_core.ops.near_field import cuda
+    from svg2_pack.svg2_core.ops.near_field.cuda import LAUNCHERS
+    from svg2_pack.svg2_core.ops.near_field.packing import Params
 
     library = emulated_cuda.library()
-    assert cuda.shared_bytes(head_dim, rows) == library.shared_bytes(head_dim, rows)
-    assert ctypes.sizeof(cuda.Params) == library.parameter_bytes()
+    assert LAUNCHERS["cuda"].shared_bytes(head_dim, rows) == library.shared_bytes(head_dim, rows)
+    assert ctypes.sizeof(Params) == library.parameter_bytes()
 
 
 # The kernels for Hopper.
@@ -190,9 +191,10 @@ def test_hopper_shared_memory(hopper, head_dim):
     import ctypes
 
     import emulated_cuda
-    from svg2_pack.svg2_core.ops.near_field import cuda_fa3
+    from svg2_pack.svg2_core.ops.near_field.cuda import LAUNCHERS
+    from svg2_pack.svg2_core.ops.near_field.packing import Params
 
     library = emulated_cuda.library("near_field_fa3")
-    assert cuda_fa3.shared_bytes(head_dim) == library.shared_bytes(head_dim, 0) <= MOST_SHARED["90"] * 1024
-    assert ctypes.sizeof(cuda_fa3.Params) == library.parameter_bytes()
+    assert LAUNCHERS["cuda_fa3"].shared_bytes(head_dim) == library.shared_bytes(head_dim, 0) <= MOST_SHARED["90"] * 1024
+    assert ctypes.sizeof(Params) == library.parameter_bytes()
     assert all(kernel["shared"] == 0 for kernel in hopper[0]["kernels"].values()), "it would move the swizzle's boundaries"

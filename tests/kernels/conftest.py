@@ -124,7 +124,7 @@ def _prepare_prebuilt(backend, request, monkeypatch) -> None:
             pytest.skip("needs compute capability 9.0")
         return
     module = emulated_cuda.Module(emulated_cuda.PREBUILT[backend])
-    launcher = importlib.import_module(f"svg2_pack.svg2_core.ops.near_field.{backend}")
+    launcher = importlib.import_module("svg2_pack.svg2_core.ops.near_field.cuda").LAUNCHERS[backend]
     monkeypatch.setattr(launcher, "load", lambda device: module)
     request.addfinalizer(lambda: _no_bank_conflicts(module))
 

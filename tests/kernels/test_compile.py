@@ -14,7 +14,7 @@ import compile_ahead
 
 # Shared memory a block may ask for, in KiB (CUDA C programming guide, technical specifications per compute capability).
 SHARED_KIB = {86: 99, 90: 227}
-ON_TENSOR_CORES = {"assign", "sample_moment", "within", "key_moments", "near_field", "far_field", "share", "exact_part"}
+ON_TENSOR_CORES = {"assign", "sample_moment", "within", "key_moments", "near_field", "far_field", "fit", "exact_split"}
 # Instructions of one step of the near field's loop, in all of its warps' common code: 64 keys on sm_90, 32 elsewhere. More means
 # that something is looked up, masked or converted that need not be.
 MOST_INSTRUCTIONS = {86: 800, 90: 850}

@@ -24,10 +24,10 @@ def test_every_query_is_in_one_tile_and_the_longest_come_first(device, seed):
     g = cases.generator(seed)
     offsets = offsets_of(g, rows, c, video, device)
     counts = torch.randint(0, 30, (rows, c), generator=g, dtype=torch.int32).to(device)
-    tiles, numbers, bounds = query_tiles(offsets[None], video, counts)
+    tiles, tile_counts, max_tiles = query_tiles(offsets[None], video, counts)
     for row in range(rows):
         seen = torch.zeros(video, dtype=torch.int32)
-        for height, (entries, count, bound) in enumerate(zip(tiles[:, row], numbers[:, row].tolist(), bounds, strict=True)):
+        for height, (entries, count, bound) in enumerate(zip(tiles[:, row], tile_counts[:, row].tolist(), max_tiles, strict=True)):
             assert count <= bound <= len(entries)
             last = float("inf")
             for entry in entries[:count].tolist():
@@ -48,12 +48,12 @@ def test_granules_hold_the_keys_of_what_is_selected(device):
     selected = (torch.rand(1, 2, c_q, c_k, generator=g) < 0.4).to(device)
     selected[0, 1, 2] = False
     q = cases.clusters_of(torch.randint(c_q, (1, 2, video), generator=g).to(device), c_q)
-    made = plan(q, q._replace(order=order, offsets=k_offsets), selected)
+    planned = plan(q, q._replace(order=order, offsets=k_offsets), selected)
     for row in range(2):
         members = order[0, row].split(k_offsets[0, row].diff().tolist())
         for cluster in range(c_q):
-            granules = made.lists[row, cluster, : made.counts[row, cluster]].long()
-            keys = made.keys[row].view(-1, GRANULE)[granules]
+            granules = planned.granule_lists[row, cluster, : planned.granule_counts[row, cluster]].long()
+            keys = planned.keys[row].view(-1, GRANULE)[granules]
             padding = keys < 0
             assert (padding[:, 1:] >= padding[:, :-1]).all() and not padding[:, 0].any(), "what a granule lacks is at its end"
             expected = [members[j] for j in selected[0, row, cluster].nonzero()[:, 0].tolist()]

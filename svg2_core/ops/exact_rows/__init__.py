@@ -1,4 +1,4 @@
-"""A few query rows answered exactly, in every head of every call: they say how far the sparse answer is from the dense one."""
+"""Exact answers for a sample of query rows in every head of every call: the error of the sparse answer is measured on them."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ import torch
 from ...layout import Layout
 from ..implementations import implementation
 
-COUNT = 32  # costs 64 / N of dense attention, and tells a head's error within about a tenth
-ROLE = 2  # of the hash: other places than the clusters' seeds of queries (0) and keys (1)
+COUNT = 32  # costs 64 / N of dense attention, and gives a head's error within about a tenth
+ROLE = 2  # of the hash: other tokens than the clusters' seeds of queries (0) and keys (1)
 
 
 class ExactRows(NamedTuple):
-    """rows: int64 `[H, R]`, indices among the video queries, one in each of R equal stretches; out: their answers, fp32 `[B, H, R, D]`."""
+    """rows: int64 `[H, R]`, indices among the video queries, one in each of R equal segments; out: their answers, fp32 `[B, H, R, D]`."""
 
     rows: torch.Tensor
     out: torch.Tensor
@@ -29,7 +29,7 @@ def exact_rows(
     first_head: int,
     backend: str = "torch",
 ) -> ExactRows:
-    """Answer a few of the video queries of q `[B, H, Nq, D]` by all keys k, v `[B, H, N, D]`. The places follow from seed, head and length."""
+    """Answer a few of the video queries of q `[B, H, Nq, D]` by all keys k, v `[B, H, N, D]`. Which ones follows from seed, head and length."""
     count = min(COUNT, layout.queries_len)
     return ExactRows(*implementation(__name__, backend).exact_rows(q, k, v, layout, scale, seed, first_head, count))
 

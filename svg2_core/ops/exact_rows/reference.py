@@ -24,5 +24,5 @@ def exact_rows(q, k, v, layout, scale, seed, first_head, count):
 
 def squared_error(exact, out, layout):
     b, h, r, d = exact.out.shape
-    there = out[:, :, layout.video_queries].gather(2, exact.rows[None, :, :, None].expand(b, h, r, d)).float()
-    return torch.stack([(there - exact.out).square().sum((2, 3)), exact.out.square().sum((2, 3))], -1)
+    result = out[:, :, layout.video_queries].gather(2, exact.rows[None, :, :, None].expand(b, h, r, d)).float()
+    return torch.stack([(result - exact.out).square().sum((2, 3)), exact.out.square().sum((2, 3))], -1)

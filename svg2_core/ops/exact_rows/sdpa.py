@@ -1,3 +1,3 @@
-"""Exact rows for torch's own libraries: a product of a few rows is one already, as reference.py has it."""
+"""Exact rows for the sdpa backend: as in reference.py."""
 
 from .reference import exact_rows, squared_error  # noqa: F401

@@ -1,4 +1,4 @@
-"""The far field: what stands in for the pairs that were not selected, merged into the near field."""
+"""The far field: an approximation of the pairs that were not selected, merged into the near field."""
 
 import torch
 
@@ -40,7 +40,7 @@ def far_field(
     order 1: t_j(q) = n_j exp(scale q.kj + log_mass + clamp(1/2 sum_m ((z_m.q)^2 - (z_m.qc)^2) direction_variances, -2, 2)),
         A = sum_j w_j C_j with C_j = mean over j of (v - vj)(k - kj)^T: how the mean value of a skipped cluster moves with
         the query, one matrix for the head. w_j: the skipped mass of j at the query centroids, over all queries; sum_j w_j = 1.
-        a: how much of A serves, by least squares on the `exact` rows, from 0 to 1.5; 1 where they do not tell.
+        a: the coefficient of A, by least squares on the `exact` rows, from 0 to 1.5; 1 where they do not determine it.
 
     Nothing skipped, or nothing selected, is no special case: rho or e^lse is zero. All in fp32.
 

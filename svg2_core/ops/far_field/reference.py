@@ -8,8 +8,8 @@ from ..kmeans.metric import finite
 from ..segments import labels_in_order
 
 _ROWS = 4096  # queries at a time: with 1,000 key clusters, 16 MB of logits
-MOST_VARIANCE = 2.0  # of the logits' term of variances: where attention is very sharp, more of it does harm
-MOST_SHARE = 1.5  # of the matrix A
+MAX_VARIANCE_TERM = 2.0  # of the logits' term of variances: beyond, where attention is very sharp, it does harm
+MAX_COEFFICIENT = 1.5  # of the matrix A
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -17,9 +17,9 @@ def far_field(
     q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected, *,
     layout, scale, order, exact, matrix=None, merge=None,
 ):  # fmt: skip
-    """matrix, merge: how they are computed, by default as below."""
+    """matrix, merge: their implementations, by default those below."""
     matrix, merge = matrix or matrix_of, merge or merge_by_rows
-    shares = torch.zeros(q.shape[:2], dtype=torch.float32, device=q.device)
+    coefficients = torch.zeros(q.shape[:2], dtype=torch.float32, device=q.device)
     queries, video = layout.video_queries, layout.video
     for i in range(q.shape[0]):
         for j in range(q.shape[1]):
@@ -29,16 +29,16 @@ def far_field(
             # log 0 = -inf: an empty cluster weighs nothing. What is selected is computed exactly elsewhere.
             bias = k_offsets.diff().float().log().expand(selected.shape[2:]).masked_fill(selected[i, j], -torch.inf)
             head = StandIns(scale * k_centroids, m.values, bias)
-            args = q[i, j, queries], out[i, j, queries], logsumexp[i, j], q_order, q_offsets
+            head_args = q[i, j, queries], out[i, j, queries], logsumexp[i, j], q_order, q_offsets
             if order == 1:
                 head.bias = bias + m.log_mass
                 head.directions, head.variances = m.directions, 0.5 * m.direction_variances.T
                 head.at_centroids = (q_centroids @ m.directions).square()
                 weight = head.skipped_mass(q_centroids, q_offsets.diff())
                 head.matrix = scale * matrix(k[i, j, video], v[i, j, video], k_order, k_offsets, k_centroids, m.values, weight)
-                shares[i, j] = head.fit_share(*args, exact.rows[j], exact.out[i, j])
-            merge(head, *args, shares[i, j])
-    return shares
+                coefficients[i, j] = head.fit_coefficient(*head_args, exact.rows[j], exact.out[i, j])
+            merge(head, *head_args, coefficients[i, j])
+    return coefficients
 
 
 def matrix_of(k, v, k_order, k_offsets, k_centroids, values, weight):
@@ -70,9 +70,9 @@ class StandIns:
         """Of each key cluster, at the query centroids, each row normalised and weighted by its queries: `[Ck]`, sum 1 or 0."""
         logits = q_centroids @ self.keys.T + self.bias
         largest = logits.amax(1, keepdim=True)
-        share = (logits - torch.where(largest == -torch.inf, 0.0, largest)).exp_()  # a row with nothing skipped: zeros
-        share /= share.sum(1, keepdim=True).clamp_min(_TINY)
-        mass = (q_sizes[:, None] * share).sum(0)
+        weights = (logits - torch.where(largest == -torch.inf, 0.0, largest)).exp_()  # a row with nothing skipped: zeros
+        weights /= weights.sum(1, keepdim=True).clamp_min(_TINY)
+        mass = (q_sizes[:, None] * weights).sum(0)
         return mass / mass.sum().clamp_min(_TINY)
 
     def parts(self, q, clusters, near, logsumexp):
@@ -81,7 +81,7 @@ class StandIns:
         logits = torch.addmm(self.bias[clusters], q, self.keys.T)
         if self.directions is not None:
             features = finite((q @ self.directions).square_() - self.at_centroids[clusters])
-            logits += (features @ self.variances).clamp_(-MOST_VARIANCE, MOST_VARIANCE)
+            logits += (features @ self.variances).clamp_(-MAX_VARIANCE_TERM, MAX_VARIANCE_TERM)
         largest = torch.maximum(logits.amax(1), logsumexp)[:, None]
         largest = torch.where(largest == -torch.inf, 0.0, largest)
         weights = logits.sub_(largest).exp_()
@@ -91,23 +91,23 @@ class StandIns:
         merged = torch.addmm(near_weight * near, weights, self.values) / total
         return merged, None if self.matrix is None else far_weight / total * (q @ self.matrix)
 
-    def fit_share(self, q, out, logsumexp, q_order, q_offsets, rows, exact):
-        """The factor of A that fits the exact answers of some rows best."""
+    def fit_coefficient(self, q, out, logsumexp, q_order, q_offsets, rows, exact):
+        """The coefficient of A that fits the exact rows best, by least squares."""
         cluster_of = torch.empty(len(q_order), dtype=torch.long, device=q.device)
         cluster_of[q_order.long()] = labels_in_order(q_offsets)
-        merged, addition = self.parts(q[rows].float(), cluster_of[rows], out[rows].float(), logsumexp[rows])
-        share = (addition * (exact - merged)).sum() / addition.square().sum()
-        # 0 / 0: nothing was skipped, so that any share serves. Or the inputs are not finite, as the result will not be.
-        return share.nan_to_num(1.0).clamp(0.0, MOST_SHARE)
+        merged, correction = self.parts(q[rows].float(), cluster_of[rows], out[rows].float(), logsumexp[rows])
+        coefficient = (correction * (exact - merged)).sum() / correction.square().sum()
+        # 0 / 0: nothing was skipped, so that any coefficient serves. Or the inputs are not finite, as the result will not be.
+        return coefficient.nan_to_num(1.0).clamp(0.0, MAX_COEFFICIENT)
 
 
-def merge_by_rows(head: StandIns, q, out, logsumexp, q_order, q_offsets, share):
+def merge_by_rows(head: StandIns, q, out, logsumexp, q_order, q_offsets, coefficient):
     """The stand-ins into `out` `[N, D]`, which holds the near field."""
-    merge_rows(head, q, out, logsumexp, q_order.long(), labels_in_order(q_offsets), share)
+    merge_rows(head, q, out, logsumexp, q_order.long(), labels_in_order(q_offsets), coefficient)
 
 
-def merge_rows(head: StandIns, q, out, logsumexp, rows, clusters, share):
+def merge_rows(head: StandIns, q, out, logsumexp, rows, clusters, coefficient):
     """The same for some rows, of these clusters."""
-    for some, of in zip(rows.split(_ROWS), clusters.split(_ROWS), strict=True):
-        merged, addition = head.parts(q[some].float(), of, out[some].float(), logsumexp[some])
-        out[some] = (merged if addition is None else torch.addcmul(merged, addition, share)).to(out.dtype)
+    for rows_chunk, clusters_chunk in zip(rows.split(_ROWS), clusters.split(_ROWS), strict=True):
+        merged, correction = head.parts(q[rows_chunk].float(), clusters_chunk, out[rows_chunk].float(), logsumexp[rows_chunk])
+        out[rows_chunk] = (merged if correction is None else torch.addcmul(merged, correction, coefficient)).to(out.dtype)

@@ -1,11 +1,11 @@
-"""The far field for torch's own libraries: one query cluster at a time, whose queries share a row of the stand-ins' biases."""
+"""The far field for the sdpa backend: products of one query cluster at a time, whose queries have one row of biases."""
 
 import torch
 
 from ..moments.sdpa import deviations
 from ..segments import labels_in_order, tiles_of_segments
 from . import reference
-from .reference import MOST_VARIANCE
+from .reference import MAX_VARIANCE_TERM
 
 _TILE = 2**18  # logits of a tile: 1 MB
 _ROWS = 2048  # tokens at a time: as much
@@ -25,38 +25,38 @@ def matrix(k, v, k_order, k_offsets, k_centroids, values, weight):
     labels = labels_in_order(k_offsets)
     for first in range(0, len(k), _ROWS):
         rows = slice(first, first + _ROWS)
-        there, of = k_order[rows], labels[rows]
-        dv = v.index_select(0, there).float() - values.index_select(0, of)
-        total.addmm_(deviations(k, there, of, k_centroids).T, dv.mul_(weight[of, None]))
+        tokens, chunk_labels = k_order[rows], labels[rows]
+        dv = v.index_select(0, tokens).float() - values.index_select(0, chunk_labels)
+        total.addmm_(deviations(k, tokens, chunk_labels, k_centroids).T, dv.mul_(weight[chunk_labels, None]))
     return total
 
 
-def merge(head: reference.StandIns, q, out, logsumexp, q_order, q_offsets, share):
+def merge(head: reference.StandIns, q, out, logsumexp, q_order, q_offsets, coefficient):
     """As reference.merge_by_rows, by query cluster.
 
-    Weights are in units of the near field's mass, so that they need no largest logit. Queries for which that is next to
-    nothing, and those of which something of the term of variances may have to be clamped, are done as in reference.py.
+    Weights are relative to the near field's mass, so that they need no row maximum. Queries for which these overflow, and those
+    whose term of variances may have to be clamped, are done as in reference.py.
     """
     order, labels = q_order.long(), labels_in_order(q_offsets)
     stand_ins = _StandIns(head)
-    moving = None if head.matrix is None else share * head.matrix
+    correction = None if head.matrix is None else coefficient * head.matrix
     slow = []
     for rows, clusters in tiles_of_segments(q_offsets, _ROWS):
-        there = order[rows]
-        tokens, near = q.index_select(0, there).float(), out.index_select(0, there).float()
-        far, again = stand_ins(tokens, logsumexp[there], q_offsets[clusters.start : clusters.stop + 1] - rows.start, clusters)
+        tokens = order[rows]
+        queries, near = q.index_select(0, tokens).float(), out.index_select(0, tokens).float()
+        far, redo = stand_ins(queries, logsumexp[tokens], q_offsets[clusters.start : clusters.stop + 1] - rows.start, clusters)
         far, weight = far[:, :-1], far[:, -1:]
-        if moving is not None:
-            far.addcmul_(torch.mm(tokens, moving), weight)
+        if correction is not None:
+            far.addcmul_(torch.mm(queries, correction), weight)
         near.add_(far).div_(1 + weight)
-        again |= ~(weight[:, 0] < torch.inf)  # so, too, where it is NaN
-        if again.any():
-            slow.append((there[again], labels[rows][again]))
-            there, near = there[~again], near[~again]
-        out[there] = near.to(out.dtype)
+        redo |= ~(weight[:, 0] < torch.inf)  # so, too, where it is NaN
+        if redo.any():
+            slow.append((tokens[redo], labels[rows][redo]))
+            tokens, near = tokens[~redo], near[~redo]
+        out[tokens] = near.to(out.dtype)
     if slow:
         rows, clusters = (torch.cat(parts) for parts in zip(*slow, strict=True))
-        reference.merge_rows(head, q, out, logsumexp, rows, clusters, share)
+        reference.merge_rows(head, q, out, logsumexp, rows, clusters, coefficient)
 
 
 class _StandIns:
@@ -72,25 +72,25 @@ class _StandIns:
         if head.directions is not None:
             rows.append(head.variances)
             self.biases = torch.addmm(head.bias, head.at_centroids, head.variances, alpha=-1)
-            self.steepest = head.variances.amax(1)
+            self.max_variances = head.variances.amax(1)
         self.keys, self.values = torch.cat(rows), torch.cat([head.values, torch.ones_like(head.values[:, :1])], 1)
-        self.most = max(1, _TILE // count)
+        self.max_rows = max(1, _TILE // count)
 
     def __call__(self, q, logsumexp, offsets, clusters: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Of queries `[R, D]` of some clusters, in their order: the stand-ins' values times their weights, and the weights,
         summed, `[R, D + 1]`; and whether something may have to be clamped, bool `[R]`."""
         d, head = q.shape[1], self.head
-        channels, again = [q, -logsumexp[:, None], torch.ones_like(q[:, :1])], torch.zeros(len(q), dtype=torch.bool, device=q.device)
+        channels, redo = [q, -logsumexp[:, None], torch.ones_like(q[:, :1])], torch.zeros(len(q), dtype=torch.bool, device=q.device)
         if head.directions is not None:
             features = (q @ head.directions).square_()
             channels.append(features)
-            strayed = features - head.at_centroids[clusters].index_select(0, labels_in_order(offsets))
-            again = ~(strayed.abs_() @ self.steepest <= MOST_VARIANCE)  # so, too, where one is NaN
+            deviation = features - head.at_centroids[clusters].index_select(0, labels_in_order(offsets))
+            redo = ~(deviation.abs_() @ self.max_variances <= MAX_VARIANCE_TERM)  # so, too, where one is NaN
         queries, bounds = torch.cat(channels, 1), offsets.tolist()
         result = torch.empty_like(queries[:, : d + 1])
         for i, c in enumerate(range(clusters.start, clusters.stop)):
             self.keys[d + 1] = self.biases[c]
-            for first in range(bounds[i], bounds[i + 1], self.most):
-                some = slice(first, min(first + self.most, bounds[i + 1]))
-                torch.mm(torch.mm(queries[some], self.keys).exp_(), self.values, out=result[some])
-        return result, again
+            for first in range(bounds[i], bounds[i + 1], self.max_rows):
+                chunk = slice(first, min(first + self.max_rows, bounds[i + 1]))
+                torch.mm(torch.mm(queries[chunk], self.keys).exp_(), self.values, out=result[chunk])
+        return result, redo

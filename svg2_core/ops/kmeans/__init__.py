@@ -44,7 +44,7 @@ def kmeans(
     precision with fp32 accumulation, norms, sums and means in fp32. A row's result depends on that row alone.
 
     init: centroids to start from, `[B, H, C, D]`; None seeds a cold start with `n_clusters` distinct tokens, one from
-        each of as many equal stretches of the sequence, picked by a hash of (seed, head, role, N, C).
+        each of as many equal segments of the sequence, picked by a hash of (seed, head, role, N, C).
     role: 0 for queries, 1 for keys; first_head: index of x's first head in the model, when heads come in chunks.
 
     Raises ValueError for shapes that do not fit, more clusters than tokens, or fewer than one iteration.

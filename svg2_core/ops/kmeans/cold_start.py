@@ -1,4 +1,4 @@
-"""Where k-means starts when it has no past: the same tokens on every device and in every batch."""
+"""Seed tokens of a cold start of k-means: the same on every device and in every batch."""
 
 import torch
 
@@ -13,12 +13,12 @@ def cold_start(x: torch.Tensor, n_clusters: int, *, seed: int, role: int, first_
 def seed_tokens(
     n: int, n_clusters: int, seed: int, role: int, first_head: int, heads: int, device: torch.device
 ) -> torch.Tensor:
-    """Distinct token indices of each head, int64 `[H, C]`: one hashed place in each of C equal stretches of the sequence."""
-    stretch = torch.arange(n_clusters + 1, device=device) * n // n_clusters
-    key = stretch[:-1]
+    """Distinct token indices of each head, int64 `[H, C]`: one hashed position in each of C equal segments of the sequence."""
+    bounds = torch.arange(n_clusters + 1, device=device) * n // n_clusters
+    key = bounds[:-1]
     for salt in (seed, role, torch.arange(first_head, first_head + heads, device=device)[:, None], n, n_clusters):
         key = _mix(key + (salt * 0x9E3779B9 & 0xFFFFFFFF) & 0xFFFFFFFF)
-    return stretch[:-1] + key % stretch.diff()
+    return bounds[:-1] + key % bounds.diff()
 
 
 def _mix(h: torch.Tensor) -> torch.Tensor:

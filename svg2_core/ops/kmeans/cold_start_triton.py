@@ -1,4 +1,4 @@
-"""cold_start.seed_tokens inside of a kernel, token by token."""
+"""Triton device function of cold_start.seed_tokens, one token at a time."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def hashed_token(i, n, count, seed, role, head):
-    """The token of the i-th (int64) of `count` equal stretches of n tokens."""
+    """The seed token in the i-th (int64) of `count` equal segments of n tokens."""
     first = i * n // count
     key = first
     for salt in tl.static_range(5):

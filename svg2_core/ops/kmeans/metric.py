@@ -1,4 +1,4 @@
-"""The space in which clusters are made: distances there are differences of logits.
+"""The metric of k-means: a projection into a space in which distances are differences of logits.
 
 A key k matters through its logits scale * q.k with the queries. Two keys whose difference is d differ by q.d at a query q, in
 mean square d^T G d with G = E[q q^T]. So keys are clustered as points whose Euclidean distances are these (the metric G),
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ...precision import in_fp64
+from ..by_head import by_head
 
 # Of the subspace iteration. Four miss less than 1% of the variance that the exact eigenvectors catch (tests).
 ITERATIONS = 4
@@ -106,40 +107,34 @@ class LogitSpace(NamedTuple):
     """Where the queries, or the keys, of all heads of a call are clustered: at (x - mean) projection, W numbers a token. fp32.
 
     projection `[B, H, D, W]`; mean `[B, H, D]`: of the tokens, about; transfer `[B, H, W, W]`: takes points of the past's space to
-    where they are in this one, None without a past. largest `[B, H]`, shift `[B, H, W]`: of kernels that project in 16 bits, the
-    largest entry of the projection, and the mean so projected.
+    where they are in this one, None without a past. largest `[B, H]`, projected_mean `[B, H, W]`: of kernels that project in 16 bits,
+    the largest entry of the projection, and the mean so projected.
     """
 
     projection: torch.Tensor
     mean: torch.Tensor
     transfer: torch.Tensor | None
     largest: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
+    projected_mean: torch.Tensor | None = None
 
 
 def logit_spaces(q, k, rank: int, scale: float, past) -> tuple[LogitSpace, LogitSpace]:
     """See `logit_spaces` in `__init__.py`; one head at a time."""
-    b, h = q.shape[:2]
-    heads = []
-    for i in range(b):
-        for j in range(h):
-            tokens = centre(q[i, j]), centre(k[i, j])
-            found = spaces(*tokens, rank, scale, [x if x is None else x[i, j] for x in past])
-            heads.append([(space.projection, x.mean, space.transfer) for space, x in zip(found, tokens, strict=True)])
-    return tuple(
-        LogitSpace(*(None if part[0] is None else torch.stack(part).unflatten(0, (b, h)) for part in zip(*(head[role] for head in heads), strict=True)))
-        for role in (0, 1)
-    )
+
+    def of_head(q, k, *past):
+        tokens = centre(q), centre(k)
+        found = spaces(*tokens, rank, scale, past)
+        return [field for space, x in zip(found, tokens, strict=True) for field in (space.projection, x.mean, space.transfer)]
+
+    found = by_head(of_head, q, k, *past)
+    return LogitSpace(*found[:3]), LogitSpace(*found[3:])
 
 
 def points_in(x: torch.Tensor, space: LogitSpace) -> torch.Tensor:
     """Tokens `[B, H, N, D]` in a space, fp32 `[B, H, N, W]`, one head at a time."""
-    heads = [
-        project(Centred(finite(x[i, j]) - space.mean[i, j], space.mean[i, j]), space.projection[i, j])
-        for i in range(x.shape[0])
-        for j in range(x.shape[1])
-    ]
-    return torch.stack(heads).unflatten(0, x.shape[:2])
+    return by_head(
+        lambda x, mean, projection: project(Centred(finite(x) - mean, mean), projection), x, space.mean, space.projection
+    )
 
 
 class Space(NamedTuple):
@@ -166,11 +161,11 @@ def spaces(
 
 
 def _transfer(old: torch.Tensor, new: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-    """The regression, over tokens of a covariance, of their places in the new space on those in the old one: `[W, W]`."""
+    """The regression, over tokens of a covariance, of their points in the new space on those in the old one: `[W, W]`."""
     covariance = covariance / _magnitude(covariance)
-    between = old.T @ covariance @ old
-    least = between.diagonal().mean() * 1e-9 + 1e-200
-    factor, _ = torch.linalg.cholesky_ex(between + least * torch.eye(len(between), dtype=old.dtype, device=old.device))
+    gram = old.T @ covariance @ old
+    jitter = gram.diagonal().mean() * 1e-9 + 1e-200
+    factor, _ = torch.linalg.cholesky_ex(gram + jitter * torch.eye(len(gram), dtype=old.dtype, device=old.device))
     return torch.cholesky_solve(old.T @ covariance @ new, factor)
 
 

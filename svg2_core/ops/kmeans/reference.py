@@ -2,6 +2,7 @@
 
 import torch
 
+from ..by_head import by_head
 from .cold_start import cold_start
 from .metric import finite, logit_spaces, points_in  # noqa: F401  (logit_spaces is the operation's third function)
 
@@ -11,53 +12,42 @@ _CHUNK = 8192
 
 def lloyd(x: torch.Tensor, init: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`iterations` rounds of assignment and update; order, offsets and centroids as in `Clusters`."""
-    b, h, n, d = x.shape
-    c = init.shape[2]
-    order = torch.empty(b, h, n, dtype=torch.int32, device=x.device)
-    offsets = torch.empty(b, h, c + 1, dtype=torch.int32, device=x.device)
-    centroids = torch.empty(b, h, c, d, dtype=torch.float32, device=x.device)
-    # A loop over heads, not one batched product: library matmuls may round differently by batch size.
-    for i in range(b):
-        for j in range(h):
-            head, means = x[i, j], init[i, j].float()
-            for _ in range(iterations):
-                head_order, head_offsets = _group(_assign(head, means), c)
-                means = _means(head, head_order, head_offsets, means)
-            order[i, j], offsets[i, j], centroids[i, j] = head_order, head_offsets, means
-    return order, offsets, centroids
+
+    def of_head(x, means):
+        means = means.float()
+        for _ in range(iterations):
+            order, offsets = _group(_assign(x, means), len(means))
+            means = _means(x, order, offsets, means)
+        return order, offsets, means
+
+    return by_head(of_head, x, init)
 
 
 def lloyd_in(x, space, c, init, iterations, seed, role, first_head, lloyd=lloyd, means=None):
-    """See `kmeans_in`: order, offsets, means, points. lloyd, means: how they are computed, by default as here."""
+    """See `kmeans_in`: order, offsets, means, points. lloyd, means: their implementations, by default those here."""
     points = points_in(x, space)
     if init is None:
         init = cold_start(points, c, seed=seed, role=role, first_head=first_head)
     else:
-        heads = [init[i, j].float() @ space.transfer[i, j] for i in range(x.shape[0]) for j in range(x.shape[1])]
-        init = torch.stack(heads).unflatten(0, x.shape[:2])
+        init = by_head(lambda past, transfer: past.float() @ transfer, init, space.transfer)
     order, offsets, found = lloyd(points, init, iterations)
     return order, offsets, finite((means or cluster_means)(x, order, offsets)), found
 
 
 def cluster_means(values: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    b, h, _, d = values.shape
-    means = torch.empty(b, h, offsets.shape[-1] - 1, d, dtype=torch.float32, device=values.device)
-    zeros = means.new_zeros(means.shape[2:])
-    for i in range(b):
-        for j in range(h):
-            means[i, j] = _means(values[i, j], order[i, j], offsets[i, j], zeros)
-    return means
+    zeros = values.new_zeros(offsets.shape[-1] - 1, values.shape[-1], dtype=torch.float32)
+    return by_head(lambda x, order, offsets: _means(x, order, offsets, zeros), values, order, offsets)
 
 
 def _assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Nearest centroid of each token of `x` `[N, D]`, int64 `[N]`; ties go to the lower cluster."""
-    # With c = m + e: |x - c|^2 = |x - m|^2 + (|e|^2 + 2 m.e) - 2 x.e. Seen from their middle m, centroids that share a large
+    # With c = m + e: |x - c|^2 = |x - m|^2 + (|e|^2 + 2 m.e) - 2 x.e. Relative to their mean m, centroids with a large common
     # offset neither lose their differences to the input's precision nor cancel in the products.
-    middle = centroids.mean(0)
+    origin = centroids.mean(0)
     limit = torch.finfo(x.dtype).max
-    away = (centroids - middle).clamp(-limit, limit).to(x.dtype).float()  # the precision of a kernel's tensor cores
-    bias = (away * (away + 2 * middle)).sum(-1)
-    return torch.cat([(bias - 2 * (part.float() @ away.T)).argmin(-1) for part in x.split(_CHUNK)])
+    centred = (centroids - origin).clamp(-limit, limit).to(x.dtype).float()  # the precision of a kernel's tensor cores
+    bias = (centred * (centred + 2 * origin)).sum(-1)
+    return torch.cat([(bias - 2 * (part.float() @ centred.T)).argmin(-1) for part in x.split(_CHUNK)])
 
 
 def _group(labels: torch.Tensor, n_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What is known of key clusters, and of pairs of clusters, without looking at single pairs of tokens."""
+"""Moments of key clusters and of pairs of clusters, without a look at single pairs of tokens."""
 
 from typing import NamedTuple
 

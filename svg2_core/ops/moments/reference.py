@@ -1,7 +1,10 @@
 """Moments in plain torch, one head at a time: the definition that kernels are tested against."""
 
+from functools import partial
+
 import torch
 
+from ..by_head import by_head
 from ..kmeans.metric import finite, leading_directions, second_moment
 from ..segments import labels_in_order, segment_max, segment_mean
 
@@ -10,18 +13,9 @@ _MAX_LOGITS = 16 * 2**20
 
 
 def moments(q, k, v, q_clusters, k_clusters, scale, directions, of_head=None):
-    """of_head: how one head's are computed, by default as below."""
-    of_head = of_head or _head
-    heads = [
-        [
-            of_head(
-                q[i, j], k[i, j], v[i, j], *(x[i, j] for x in q_clusters), *(x[i, j] for x in k_clusters), scale, directions
-            )
-            for j in range(q.shape[1])
-        ]
-        for i in range(q.shape[0])
-    ]  # fmt: skip
-    return [torch.stack([torch.stack([head[part] for head in row]) for row in heads]) for part in range(6)]
+    """of_head: the implementation for one head, by default that below."""
+    compute = partial(of_head or _head, scale=scale, directions=directions)
+    return by_head(compute, q, k, v, *q_clusters, *k_clusters)
 
 
 def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centroids, scale, directions):
@@ -42,7 +36,7 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
     filled = k_offsets.diff() > 0
     log_mass = torch.where(filled, log_mass, 0.0)
 
-    # Queries stray from their centroid, too: the part of the logits' variance that both make together.
+    # Queries deviate from their centroid, too: the joint part of the logits' variance.
     dq = finite(q[q_order.long()]) - q_centroids[q_labels]
     per_channel = [segment_mean(d.square(), offsets) for d, offsets in ((dq, q_offsets), (dk, k_offsets))]
     variance += scale**2 * per_channel[0] @ per_channel[1].T

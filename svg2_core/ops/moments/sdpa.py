@@ -1,4 +1,4 @@
-"""Moments for torch's own libraries: one head at a time, its keys in tiles of whole clusters that stay in a core's cache."""
+"""Moments for the sdpa backend: one head at a time, its keys in tiles of entire clusters that stay in a core's cache."""
 
 import torch
 
@@ -23,23 +23,23 @@ def _head(q, k, v, q_order, q_offsets, q_centroids, k_order, k_offsets, k_centro
     for rows, clusters in tiles_of_segments(k_offsets, max(1, _TILE // max(c_q, d))):
         offsets = k_offsets[clusters.start : clusters.stop + 1] - rows.start
         labels = labels_in_order(offsets)
-        dk[rows] = there = deviations(k, k_order[rows], labels, k_centroids[clusters])
-        logits = there @ scaled  # [keys, Cq]
+        dk[rows] = keys = deviations(k, k_order[rows], labels, k_centroids[clusters])
+        logits = keys @ scaled  # [keys, Cq]
         log_mass[clusters] = _log_mean_exp(logits, offsets, labels)
         variance[clusters] = segment_mean(logits.square_(), offsets)
-        key_variances[clusters] = segment_mean(there.square_(), offsets)
-        there = v.index_select(0, k_order[rows]).float()
-        values[clusters] = means = segment_mean(there, offsets)
-        distances = (there - means.index_select(0, labels)).square_().sum(1, keepdim=True)
+        key_variances[clusters] = segment_mean(keys.square_(), offsets)
+        tokens = v.index_select(0, k_order[rows]).float()
+        values[clusters] = means = segment_mean(tokens, offsets)
+        distances = (tokens - means.index_select(0, labels)).square_().sum(1, keepdim=True)
         spread[clusters] = segment_mean(distances, offsets)[:, 0].sqrt_()
     log_mass = torch.where(k_offsets.diff() > 0, log_mass.T, 0.0)
 
-    # Queries stray from their centroid, too: the part of the logits' variance that both make together.
+    # Queries deviate from their centroid, too: the joint part of the logits' variance.
     query_variances = new(c_q, d)
     for rows, clusters in tiles_of_segments(q_offsets, _TILE // d):
         offsets = q_offsets[clusters.start : clusters.stop + 1] - rows.start
-        there = deviations(q, q_order[rows], labels_in_order(offsets), q_centroids[clusters])
-        query_variances[clusters] = segment_mean(there.square_(), offsets)
+        queries = deviations(q, q_order[rows], labels_in_order(offsets), q_centroids[clusters])
+        query_variances[clusters] = segment_mean(queries.square_(), offsets)
     variance = torch.addmm(variance.T, query_variances, key_variances.T, alpha=scale**2)
 
     for_keys, for_queries = leading_directions(second_moment(dk), second_moment(finite(q)), directions)

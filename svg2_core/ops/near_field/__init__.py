@@ -26,9 +26,9 @@ def near_field(
     cluster, and to every text key. A text query attends to every key. `layout.text_bias` is added to the logits of text
     keys. Cluster orders index the video tokens. Softmax and sums are fp32.
 
-    -> (out, logsumexp): out has q's shape and dtype, at the tokens' own places: written to `out` (q's shape, any strides)
-    if given, else to a new tensor in q's memory order. logsumexp fp32 `[B, H, Vq]` of the video queries' logits, at the
-    video tokens' own places: what merging with a far field needs. A query with nothing to attend to has zero and -inf.
+    -> (out, logsumexp): out has q's shape and dtype, in token order: written to `out` (q's shape, any strides)
+    if given, else to a new tensor in q's memory order. logsumexp fp32 `[B, H, Vq]` of the video queries' logits, in
+    token order: what merging with a far field needs. A query with nothing to attend to has zero and -inf.
 
     Raises ValueError where shapes disagree.
     Source: SVG2 (arXiv 2505.18875), section 4.3.
@@ -43,7 +43,7 @@ def near_field(
 def check_call(name: str, q, k, v, layout: Layout, q_clusters, k_clusters, selected, out, selection: str = "selected") -> torch.Tensor:
     """Raise ValueError, in the name of an operation, unless its arguments fit each other; -> `out`, made where it is None.
 
-    selection: what the operation calls its map of selected pairs.
+    selection: the operation's name for its block map.
     """
     b, h, n, d = q.shape
     if k.shape != v.shape or (*k.shape[:2], k.shape[3]) != (b, h, d):
@@ -60,7 +60,7 @@ def check_call(name: str, q, k, v, layout: Layout, q_clusters, k_clusters, selec
 
 
 def check_selection(name: str, q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tensor, layout: Layout, selection="selected") -> None:
-    """The same for clusters and map: they must fit the layout and each other."""
+    """The same for clusters and block map: they must fit the layout and each other."""
     heads = selected.shape[:2]
     for role, clusters, tokens in (("q_clusters", q_clusters, layout.queries_len), ("k_clusters", k_clusters, layout.video_len)):
         if clusters.order.shape != (*heads, tokens):

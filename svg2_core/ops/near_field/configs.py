@@ -1,5 +1,4 @@
-"""Tile sizes of the Triton kernels of near and far field per architecture. No tuning at run time: a first call must not stall for
-minutes.
+"""Tile sizes of the Triton kernels of near and far field, by architecture. No autotuning: a first call must not stall for minutes.
 
 Chosen so that nothing spills and shared memory fits (tests/kernels/test_compile.py); not yet tuned on a GPU.
 """
@@ -14,7 +13,7 @@ from .plan import HIGH, LOW
 
 @dataclass(frozen=True)
 class Tile:
-    """Query rows of a tile, keys of a step, and how Triton compiles its kernel."""
+    """Rows of a query tile, keys of a key block, and Triton's compile options for the kernel."""
 
     rows: int
     keys: int
@@ -24,14 +23,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Config:
-    """high, low: the two heights of query tiles; low serves a cluster's last rows."""
+    """high, low: the two sizes of query tile; low serves a cluster's remainder."""
 
     high: Tile
     low: Tile
 
 
 _HOPPER = Config(high=Tile(HIGH, 64, 8, 3), low=Tile(LOW, 64, 4, 3))
-# Without wgmma (sm_80 to 89, 120) the products' operands live in registers: shorter steps, or they spill.
+# Without wgmma (sm_80 to 89, 120) the products' operands live in registers: smaller key blocks, or they spill.
 _DEFAULT = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 4, 3))
 _AMPERE = Config(high=Tile(HIGH, 32, 8, 3), low=Tile(LOW, 32, 8, 2))
 FAR = _DEFAULT  # the far field's, the same everywhere until it is tuned

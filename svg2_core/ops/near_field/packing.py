@@ -1,4 +1,4 @@
-"""What the launchers of the prebuilt kernels share: tensors as the kernels read them, and the kernels' one parameter."""
+"""The one parameter of the prebuilt kernels, and the operator of torch's around their launch."""
 
 import ctypes
 from collections.abc import Callable
@@ -12,9 +12,12 @@ from .plan import GRANULE, Plan, plan
 from .text_queries import text_queries
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-_POINTERS = ("q", "k", "v", "out", "logsumexp", "q_order", "q_offsets", "keys", "lists", "counts", "tiles", "numbers", "next", "text_bias")
+_POINTERS = (
+    "q", "k", "v", "out", "logsumexp", "q_order", "q_offsets", "keys", "granule_lists", "granule_counts", "tiles", "tile_counts",
+    "next_tile", "text_bias",
+)  # fmt: skip
 _STRIDES = tuple(f"{tensor}_{axis}" for tensor in "qkvo" for axis in "bhn")
-_COUNTS = ("rows", "heads", "n_queries", "q_start", "n_video", "video_start", "n_text", "c_q", "granules", "most")
+_COUNTS = ("rows", "heads", "n_queries", "q_start", "n_video", "video_start", "n_text", "c_q", "granules", "tile_stride")
 
 
 class Params(ctypes.Structure):
@@ -33,7 +36,7 @@ class Params(ctypes.Structure):
 
 
 def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
-    """`near_field` of an implementation by its `launch` of (q, parameters, plan, what the kernels read), for head dimensions 64
+    """`near_field` of an implementation by its `launch` of (q, parameters, plan, tensors to keep alive), for head dimensions 64
     and 128, fp16 and bf16."""
 
     @torch.library.custom_op(f"svg2::{name}", mutates_args=("out", "logsumexp"))
@@ -44,12 +47,13 @@ def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
     ) -> None:  # fmt: skip
         """The video queries' part of `near_field`, written into `out` and `logsumexp`; arguments as in its contract, ready to be
         read 16 bytes at a time. An operator of torch's, so that a traced program can hold it."""
-        made = plan(Clusters(q_order, q_offsets, None), Clusters(k_order, k_offsets, None), selected)
-        # In units of the products, which the kernels multiply by the scale.
+        planned = plan(Clusters(q_order, q_offsets, None), Clusters(k_order, k_offsets, None), selected)
+        # In units of the products: the kernels scale both at once.
         bias = None if text_bias is None else text_bias.float().div(scale).contiguous()
         tensors = {
-            "q": q, "k": k, "v": v, "out": out, "logsumexp": logsumexp, "q_order": q_order, "q_offsets": q_offsets, "keys": made.keys,
-            "lists": made.lists, "counts": made.counts, "tiles": made.tiles, "numbers": made.numbers, "text_bias": bias,
+            "q": q, "k": k, "v": v, "out": out, "logsumexp": logsumexp, "q_order": q_order, "q_offsets": q_offsets, "keys": planned.keys,
+            "granule_lists": planned.granule_lists, "granule_counts": planned.granule_counts, "tiles": planned.tiles,
+            "tile_counts": planned.tile_counts, "text_bias": bias,
         }  # fmt: skip
         params = Params()
         params.point(**tensors)
@@ -60,8 +64,8 @@ def operator(name: str, launch: Callable[[Tensor, Params, Plan, list], None]):
         params.rows, params.heads = q.shape[0] * q.shape[1], q.shape[1]
         params.n_queries, params.q_start = q_order.shape[2], q_start
         params.n_video, params.video_start, params.n_text = k_order.shape[2], video_start, k.shape[2] - k_order.shape[2]
-        params.c_q, params.granules, params.most = selected.shape[2], made.keys.shape[1] // GRANULE, made.tiles.shape[2]
-        launch(q, params, made, [x for x in tensors.values() if x is not None])
+        params.c_q, params.granules, params.tile_stride = selected.shape[2], planned.keys.shape[1] // GRANULE, planned.tiles.shape[2]
+        launch(q, params, planned, [x for x in tensors.values() if x is not None])
 
     attend.register_fake(lambda *_: None)
     return partial(_near_field, attend)

@@ -3,27 +3,22 @@
 import torch
 import torch.nn.functional as F
 
+from . import reference
 from .fused import attention_and_logsumexp
 
-_PLACES = 2**20  # indices of keys at a time: 8 MB
+_MAX_INDICES = 2**20  # of gathered keys at a time: 8 MB
 
 
 def near_field(q, k, v, out, q_clusters, k_clusters, selected, *, layout, scale):
-    text, asking = layout.text_index(k.shape[2], q.device), layout.text_queries(q.shape[2], q.device)
-    logsumexp = torch.empty(*q.shape[:2], layout.queries_len, dtype=torch.float32, device=q.device)
-    for i in range(q.shape[0]):
-        bias = None if layout.text_bias is None else layout.text_bias[i].float()
-        there = text if bias is None else text[bias > -torch.inf]  # a key that does not count is left out, not masked
-        bias = None if bias is None else bias[bias > -torch.inf]
-        for j in range(q.shape[1]):
-            _video_queries(
-                q[i, j, layout.video_queries], k[i, j, layout.video], v[i, j, layout.video], out[i, j, layout.video_queries], logsumexp[i, j],
-                q_clusters.order[i, j].long(), q_clusters.offsets[i, j], k_clusters.order[i, j].long(), k_clusters.offsets[i, j],
-                selected[i, j], k[i, j][there], v[i, j][there], bias, scale,
-            )  # fmt: skip
-            if len(asking):
-                out[i, j][asking] = _text_queries(q[i, j][asking], k[i, j], v[i, j], layout, there, bias, scale)
-    return logsumexp
+    return reference.near_field(
+        q, k, v, out, q_clusters, k_clusters, selected,
+        layout=layout, scale=scale, text_keys=_text_keys, video_queries=_video_queries, text_queries=_text_queries,
+    )  # fmt: skip
+
+
+def _text_keys(text, bias):
+    """As reference._text_keys: keys of bias -inf are left out, not masked."""
+    return (text, None) if bias is None else (text[bias > -torch.inf], bias[bias > -torch.inf])
 
 
 def _video_queries(
@@ -44,23 +39,23 @@ def _video_queries(
 
 
 def _selections(selected: torch.Tensor, k_offsets: torch.Tensor):
-    """(query cluster, where its selected keys stand in cluster order) for each, made for as many at a time as stay small."""
+    """(query cluster, positions of its selected keys in cluster order) for each, in batches of at most _MAX_INDICES."""
     sizes, starts = k_offsets.diff().long(), k_offsets[:-1].long()
-    for first in range(0, len(selected), at_a_time := max(1, _PLACES // max(1, int(k_offsets[-1])))):
-        rows, chosen = selected[first : first + at_a_time].nonzero().unbind(1)
+    for first in range(0, len(selected), batch := max(1, _MAX_INDICES // max(1, int(k_offsets[-1])))):
+        rows, chosen = selected[first : first + batch].nonzero().unbind(1)
         count = sizes[chosen]
         ends = count.cumsum(0)
-        # Within a cluster places count up; from one to the next they jump.
-        places = (starts[chosen] - ends + count).repeat_interleave(count)
-        places += torch.arange(len(places), device=places.device)
-        of_row = torch.zeros(min(at_a_time, len(selected) - first), dtype=torch.long, device=places.device)
-        yield from enumerate(places.split(of_row.index_add_(0, rows, count).tolist()), first)
+        # Positions are consecutive within a cluster.
+        positions = (starts[chosen] - ends + count).repeat_interleave(count)
+        positions += torch.arange(len(positions), device=positions.device)
+        counts_of_row = torch.zeros(min(batch, len(selected) - first), dtype=torch.long, device=positions.device)
+        yield from enumerate(positions.split(counts_of_row.index_add_(0, rows, count).tolist()), first)
 
 
-def _text_queries(q, k, v, layout, there, bias, scale):
-    """The text's queries attend to every key that counts."""
+def _text_queries(q, k, v, video, text, bias, scale):
+    """As reference._text_queries."""
     if bias is None:
         return attention_and_logsumexp(q, k, v, None, scale)[0]
-    video = torch.arange(layout.video.start, layout.video.stop, device=k.device)
-    keys, bias = torch.cat([video, there]), F.pad(bias, (len(video), 0))
+    keys = torch.cat([torch.arange(video.start, video.stop, device=k.device), text])
+    bias = F.pad(bias, (video.stop - video.start, 0))
     return attention_and_logsumexp(q, k[keys], v[keys], bias, scale)[0]

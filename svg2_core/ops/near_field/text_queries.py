@@ -1,4 +1,4 @@
-"""Text queries of a call on a GPU: they attend to every key, and torch's own attention serves them."""
+"""The text queries of a call on a GPU, through torch's own attention: they attend to every key."""
 
 import torch.nn.functional as F
 

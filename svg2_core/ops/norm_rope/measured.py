@@ -1,4 +1,4 @@
-"""On which GPUs these kernels take the place of the host's own, and on whose word.
+"""The record of GPUs on which these kernels have been measured to be faster than the host's own.
 
 An entry stands for a measurement by tests/benchmarks/fused.py against the fastest that the host has: plain torch, or
 comfy_kitchen's kernels. Nothing has been measured yet, so nothing is faster until someone has.

@@ -1,4 +1,4 @@
-"""Which implementation of these operations serves a tensor: tried on a small case before its first use, retired when it fails."""
+"""The choice of an implementation of these operations: self-tested on a small case before its first use, retired when it fails."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Norms and rotary embedding as Triton kernels: each value is read once and written once.
+"""Triton kernels of norms and rotary embedding: each value is read once and written once.
 
 A row of a norm stays in registers between its statistics and its result.
 """
@@ -82,7 +82,7 @@ def rotary_kernel(
     x += row * x_b + token * x_n + wide_heads * x_h
     out += row * o_b + token * o_n + wide_heads * o_h
     if INTERLEAVED:
-        # Loaded in the order of memory, then taken apart: neighbours go in one transaction.
+        # Loaded contiguously, then split into pairs: neighbours go in one transaction.
         dims = tl.arange(0, 2 * BLOCK_P)
         both_real = (heads < h)[:, None] & (dims < d)[None, :]
         wide_dims = dims.to(tl.int64)[None, :]
@@ -144,7 +144,7 @@ def norm(x, weight, bias, eps: float, factor, shift, out, centred: bool) -> None
     block_d = max(16, triton.next_power_of_2(d))
     block_r = max(1, min(32, _TILE // block_d))
     chunks = triton.cdiv(sizes[2], block_r)
-    # What is left out still needs a pointer; its flag says that it is not read.
+    # An omitted term still needs a pointer; its flag says that it is not read.
     norm_kernel[(chunks * sizes[0] * sizes[1],)](
         x, *(x if row is None else row.contiguous() for row in (weight, bias)),
         *(x if term is None else term for term in (factor, shift)), out,

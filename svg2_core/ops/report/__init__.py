@@ -1,4 +1,4 @@
-"""What a call says of itself: how much of it was exact, and how far it is from dense attention."""
+"""The report of a call: its density, and its error against dense attention."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from ..kmeans import Clusters
 
 class Summary(NamedTuple):
     """0-d fp32 tensors on the device. density: pairs of video tokens computed exactly, over all pairs of the call's tokens; error:
-    relative L2 error on the exact rows; expected_error: the same as the moments foretell it, None where nothing was foretold."""
+    relative L2 error on the exact rows; expected_error: the same as estimated from the moments, None where there is no estimate."""
 
     density: torch.Tensor
     error: torch.Tensor
@@ -23,8 +23,8 @@ def exact_pairs(q_clusters: Clusters, k_clusters: Clusters, selected: torch.Tens
 
 
 def summary(
-    pairs: torch.Tensor, squares: torch.Tensor, foreseen: torch.Tensor | None, *, all_pairs: int, rows: int, backend: str = "torch"
+    pairs: torch.Tensor, squares: torch.Tensor, expected_errors: torch.Tensor | None, *, all_pairs: int, rows: int, backend: str = "torch"
 ) -> Summary:
-    """Of all heads of a call of so many pairs of tokens each: `exact_pairs`, `squared_error` at so many exact rows, and select_by_error's expected
-    error, `[B, H, ...]` each."""
-    return Summary(*implementation(__name__, backend).summary(pairs, squares, foreseen, all_pairs, rows))
+    """Of all heads of a call, from `exact_pairs`, `squared_error` and select_by_error's expected errors, `[B, H, ...]` each. all_pairs: pairs of
+    tokens of a head; rows: exact rows of a head."""
+    return Summary(*implementation(__name__, backend).summary(pairs, squares, expected_errors, all_pairs, rows))

@@ -1,3 +1,3 @@
-"""A call's report for torch's own libraries: as reference.py has it."""
+"""A call's report for the sdpa backend: as in reference.py."""
 
 from .reference import exact_pairs, summary  # noqa: F401

@@ -1,4 +1,4 @@
-"""A call's report as Triton kernels: two launches in place of two dozen."""
+"""Triton kernels of a call's report: two launches in place of two dozen."""
 
 import torch
 import triton
@@ -18,26 +18,26 @@ def exact_pairs_kernel(selected, q_offsets, k_offsets, pairs, c_q, c_k, BLOCK_I:
         for start in range(0, c_k, BLOCK_J):
             j = start + tl.arange(0, BLOCK_J)
             size = cluster_sizes(k_offsets, row, j, c_k)
-            at = selected + (row * c_q + i)[:, None] * c_k + j[None, :]
-            taken = tl.load(at, mask=(i < c_q)[:, None] & (j < c_k)[None, :], other=0) != 0
+            pointers = selected + (row * c_q + i)[:, None] * c_k + j[None, :]
+            taken = tl.load(pointers, mask=(i < c_q)[:, None] & (j < c_k)[None, :], other=0) != 0
             keys += tl.sum(tl.where(taken, size[None, :], 0), axis=1)
         total += queries.to(tl.int64) * keys
     tl.store(pairs + row, tl.sum(total, axis=0).to(tl.float64))
 
 
 @kernel
-def summary_kernel(pairs, squares, foreseen, found, count, all_pairs, rows, HAS_FORESEEN: tl.constexpr, BLOCK: tl.constexpr):
-    """found: density, error, expected error."""
+def summary_kernel(pairs, squares, expected_errors, summary, count, all_pairs, rows, HAS_EXPECTED: tl.constexpr, BLOCK: tl.constexpr):
+    """summary: density, error, expected error."""
     i = tl.arange(0, BLOCK).to(tl.int64)
     inside = i < count
-    exact = tl.sum(tl.load(pairs + i, mask=inside, other=0.0), axis=0) / count / all_pairs
+    density = tl.sum(tl.load(pairs + i, mask=inside, other=0.0), axis=0) / count / all_pairs
     error = tl.sum(tl.load(squares + 2 * i, mask=inside, other=0.0).to(tl.float64), axis=0)
     norm = tl.sum(tl.load(squares + 2 * i + 1, mask=inside, other=0.0).to(tl.float64), axis=0)
-    tl.store(found, exact.to(tl.float32))
-    tl.store(found + 1, tl.sqrt((error / norm).to(tl.float32)))
-    if HAS_FORESEEN:
-        expected = tl.load(foreseen + i, mask=inside, other=0.0).to(tl.float64)
-        tl.store(found + 2, tl.sqrt((rows * tl.sum(expected * expected, axis=0) / norm).to(tl.float32)))
+    tl.store(summary, density.to(tl.float32))
+    tl.store(summary + 1, tl.sqrt((error / norm).to(tl.float32)))
+    if HAS_EXPECTED:
+        head_errors = tl.load(expected_errors + i, mask=inside, other=0.0).to(tl.float64)
+        tl.store(summary + 2, tl.sqrt((rows * tl.sum(head_errors * head_errors, axis=0) / norm).to(tl.float32)))
 
 
 def exact_pairs(q_clusters, k_clusters, selected):
@@ -50,13 +50,13 @@ def exact_pairs(q_clusters, k_clusters, selected):
     return pairs
 
 
-def summary(pairs, squares, foreseen, all_pairs, rows):
+def summary(pairs, squares, expected_errors, all_pairs, rows):
     """See `summary` in `__init__.py`."""
     found = torch.empty(3, dtype=torch.float32, device=pairs.device)
     count = pairs.numel()
     summary_kernel[(1,)](
-        pairs, squares, pairs if foreseen is None else foreseen, found, count, float(all_pairs), float(rows),
-        HAS_FORESEEN=foreseen is not None, BLOCK=max(128, triton.next_power_of_2(count)), num_warps=1,
+        pairs, squares, pairs if expected_errors is None else expected_errors, found, count, float(all_pairs), float(rows),
+        HAS_EXPECTED=expected_errors is not None, BLOCK=max(128, triton.next_power_of_2(count)), num_warps=1,
     )  # fmt: skip
     density, error, expected = found.unbind()
-    return density, error, None if foreseen is None else expected
+    return density, error, None if expected_errors is None else expected

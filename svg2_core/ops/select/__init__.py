@@ -1,4 +1,4 @@
-"""Which pairs of query and key clusters are computed exactly: by their mass (the paper), or by the error of leaving them out."""
+"""Selection of the pairs of query and key clusters that are computed exactly: by their mass (the paper), or by the error of leaving them out."""
 
 import math
 
@@ -54,7 +54,7 @@ def select_by_error(
 
     With p the mass of a pair at its query centroid, log_mass in it, normalised over the key clusters of n keys each, a pair
     is worth p * variance * spread / n per key: what its stand-in would get wrong. The worthiest pairs of a head are taken
-    in turn, as many as leave the pairs of tokens within `density` of all of the head's; ties go to the lower pair. So one
+    in descending order, as many as leave the pairs of tokens within `density` of all of the head's; ties go to the lower pair. So one
     threshold serves a head, and a head does not depend on others. `density >= 1` selects every pair of non-empty clusters
     by rule. Empty clusters are never selected.
     dropped: nothing will stand in for what is skipped. A pair is then worth p / n, and each query cluster takes at least the

@@ -1,4 +1,4 @@
-"""Both rules of selection as in plain torch, the rule of errors without sorting all pairs."""
+"""Both rules of selection for the sdpa backend: as in reference.py, the rule of errors without sorting all pairs."""
 
 import torch
 
@@ -16,11 +16,11 @@ def within_budget(worth: torch.Tensor, pairs: torch.Tensor, budget: torch.Tensor
     # The bits of floats of one sign are ordered as they are. The negative ones, below all others, are to be in bucket 0.
     bucket = (worth.clamp_min(0.0).view(torch.int32) >> 15).long()
     held = torch.bincount(bucket, weights=pairs, minlength=2**16)
-    used = held.flip(0).cumsum(0).flip(0)  # by this bucket and those above
-    edge = (used > budget).sum() - 1  # the highest bucket that does not fit whole; -1: all do
+    cumulative = held.flip(0).cumsum(0).flip(0)  # by this bucket and those above
+    edge = (cumulative > budget).sum() - 1  # the highest bucket that does not fit whole; -1: all do
     chosen = bucket > edge
-    there = (bucket == edge).nonzero()[:, 0]
-    there = there[worth[there].argsort(descending=True, stable=True)]
-    before = torch.where(chosen, pairs, 0.0).sum()
-    chosen[there] = before + pairs[there].cumsum(0) <= budget
+    in_edge = (bucket == edge).nonzero()[:, 0]
+    in_edge = in_edge[worth[in_edge].argsort(descending=True, stable=True)]
+    used = torch.where(chosen, pairs, 0.0).sum()
+    chosen[in_edge] = used + pairs[in_edge].cumsum(0) <= budget
     return chosen

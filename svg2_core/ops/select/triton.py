@@ -1,4 +1,4 @@
-"""The rule of mass as Triton kernels: scores, then top-p per row by bisection on the mass threshold, without a sort."""
+"""Triton kernels of the rule of mass: scores, then top-p per row by bisection on the mass threshold, without a sort."""
 
 import torch
 import triton
@@ -40,23 +40,23 @@ def select_kernel(scores, selected, top_p, least, c_q, c_k, BLOCK_K: tl.constexp
     below = tl.where(filled, tl.max(score, axis=0) - score, float("inf"))
     mass = tl.exp(-below)
     bits = below.to(tl.int32, bitcast=True)
-    goal = top_p * tl.sum(mass, axis=0)
-    wanted = tl.minimum(least, tl.sum(filled.to(tl.int32), axis=0))
+    target_mass = top_p * tl.sum(mass, axis=0)
+    least_count = tl.minimum(least, tl.sum(filled.to(tl.int32), axis=0))
     low = -1  # a distance within which the conditions do not hold; `high` is one within which they do
     high = 0x7F7FFFFF  # the bits of the greatest finite float
     for _ in range(31):
         middle = low + (high - low) // 2
         within = bits <= middle
-        enough = (tl.sum(tl.where(within, mass, 0.0), axis=0) >= goal) & (tl.sum(within.to(tl.int32), axis=0) >= wanted)
+        enough = (tl.sum(tl.where(within, mass, 0.0), axis=0) >= target_mass) & (tl.sum(within.to(tl.int32), axis=0) >= least_count)
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle)
     # Of the clusters at that very distance, the lower ones, and as many as it takes.
     nearer = bits < high
     tied = bits == high
-    before = tl.cumsum(tied.to(tl.int32), axis=0) - 1
-    gathered = tl.sum(tl.where(nearer, mass, 0.0), axis=0) + before.to(tl.float32) * mass
-    missing = (gathered < goal) | (tl.sum(nearer.to(tl.int32), axis=0) + before < wanted)
-    tl.store(selected + at + j, (nearer | (tied & missing)).to(tl.int8), mask=j < c_k)
+    ties_before = tl.cumsum(tied.to(tl.int32), axis=0) - 1
+    mass_before = tl.sum(tl.where(nearer, mass, 0.0), axis=0) + ties_before.to(tl.float32) * mass
+    needed = (mass_before < target_mass) | (tl.sum(nearer.to(tl.int32), axis=0) + ties_before < least_count)
+    tl.store(selected + at + j, (nearer | (tied & needed)).to(tl.int8), mask=j < c_k)
 
 
 def select_by_mass(q_centroids, k_centroids, k_sizes, top_p: float, least: int, scale: float) -> torch.Tensor:

@@ -1,16 +1,16 @@
-"""The rule of errors as Triton kernels: one threshold per head, found by counting pairs by the leading bits of their worth.
+"""Triton kernels of the rule of errors: one threshold per head, by a radix select over the bits of the pairs' worth.
 
-A worth of at least zero orders like its own bits. Three counts, of 11, 10 and 10 bits, lead to the very worth at which the budget
-ends; of the pairs that are worth just that, the first ones are taken. Counters are integers, so that their order does not matter.
+A worth of at least zero orders like its own bits. Three histograms, of 11, 10 and 10 bits, lead to the exact worth at which the
+budget ends; of the pairs tied at it, the first ones are taken. Counters are integers, so that their order does not matter.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..triton_common import add_exponentials, cdiv, cluster_sizes, kernel, product_of_rows
+from ..triton_common import cdiv, cluster_sizes, kernel, logsumexp_step, product_of_rows
 
-_TOP = tl.constexpr(2048)  # counters of the first count, of the other two half as many
+_TOP = tl.constexpr(2048)  # bins of the first histogram, of the other two half as many
 _NEXT = tl.constexpr(1024)
 
 
@@ -32,25 +32,25 @@ def worth_kernel(
     TOP: tl.constexpr, NEXT: tl.constexpr,
 ):  # fmt: skip
     """worth[row, i, j] of a pair per key; -1 where a cluster is empty, infinite where it is not a number. DROPPED: infinite too
-    for the pair that is worth most to a query cluster. And the counters of what comes next are set to zero."""
+    for the pair that is worth most to a query cluster. And the histograms' counters are set to zero."""
     row = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) == 0:
-        for part in range(0, TOP + 2 * NEXT, NEXT):
-            tl.store(counters + row * (TOP + 2 * NEXT) + part + tl.arange(0, NEXT), tl.zeros((NEXT,), tl.int64))
+        for first in range(0, TOP + 2 * NEXT, NEXT):
+            tl.store(counters + row * (TOP + 2 * NEXT) + first + tl.arange(0, NEXT), tl.zeros((NEXT,), tl.int64))
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
-    peak = tl.full((BLOCK_I,), -1e30, tl.float32)
-    total = tl.zeros((BLOCK_I,), tl.float32)
+    row_max = tl.full((BLOCK_I,), -1e30, tl.float32)
+    row_sum = tl.zeros((BLOCK_I,), tl.float32)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
         logits, _ = logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D, BLOCK_D, BLOCK_I, BLOCK_J)
-        peak, total = add_exponentials(peak, total, logits)
+        row_max, row_sum = logsumexp_step(row_max, row_sum, logits)
     q_size = cluster_sizes(q_offsets, row, i, c_q)
     best = tl.full((BLOCK_I,), -1.0, tl.float32)
     best_at = tl.zeros((BLOCK_I,), tl.int32)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
         logits, size = logits_of_pairs(q, k, k_offsets, log_mass, row, i, j, c_q, c_k, scale, D, BLOCK_D, BLOCK_I, BLOCK_J)
-        mass = tl.exp(logits - peak[:, None]) / total[:, None]
+        mass = tl.exp(logits - row_max[:, None]) / row_sum[:, None]
         at = (row * c_q + i)[:, None] * c_k + j[None, :]
         inside = (i < c_q)[:, None] & (j < c_k)[None, :]
         value = mass / tl.maximum(size, 1).to(tl.float32)[None, :]
@@ -74,8 +74,7 @@ def worth_kernel(
 
 @triton.jit
 def _edge(counters, budget, BINS: tl.constexpr):
-    """The highest counter that, with all above it, counts more than the budget, -1 where none does; and what is left of the budget
-    for it."""
+    """The highest bin that, with all above it, exceeds the budget, -1 where none does; and the remaining budget for it."""
     bins = tl.arange(0, BINS)
     held = tl.load(counters + bins)
     from_above = tl.sum(held, axis=0) - tl.cumsum(held, axis=0) + held  # of this one and those above
@@ -87,7 +86,7 @@ def _edge(counters, budget, BINS: tl.constexpr):
 
 @triton.jit
 def _threshold(counters, row, budget, LEVEL: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr):
-    """The leading bits, after so many counts, of the worth at which the budget ends, -1 where all fit; and the budget left."""
+    """The leading bits, after LEVEL histograms, of the worth at which the budget ends, -1 where all fit; and the remaining budget."""
     counters += row * (TOP + 2 * NEXT)
     bits = 0
     if LEVEL > 0:
@@ -113,36 +112,36 @@ def _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k):
 def count_pairs_kernel(
     worth, q_offsets, k_offsets, counters, budget, c_q, c_k, BLOCK_J: tl.constexpr, LEVEL: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr
 ):  # fmt: skip
-    """Pairs of tokens, by the next bits of their worth, of those whose leading bits are the threshold's."""
+    """A histogram of pairs of tokens by the next bits of their worth, of those whose leading bits are the threshold's."""
     row, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
     bits, _ = _threshold(counters, row, budget, LEVEL, TOP, NEXT)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
-        mine = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
+        pair_bits = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
         pairs = _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k)
-        there = mine >= 0
+        valid = pair_bits >= 0
         if LEVEL == 0:
-            bin = mine >> 20
+            bin = pair_bits >> 20
         elif LEVEL == 1:
-            there = there & ((mine >> 20) == bits)
-            bin = TOP + ((mine >> 10) & (NEXT - 1))
+            valid = valid & ((pair_bits >> 20) == bits)
+            bin = TOP + ((pair_bits >> 10) & (NEXT - 1))
         else:
-            there = there & ((mine >> 10) == bits)
-            bin = TOP + NEXT + (mine & (NEXT - 1))
-        tl.atomic_add(counters + row * (TOP + 2 * NEXT) + bin, pairs, mask=there, sem="relaxed")
+            valid = valid & ((pair_bits >> 10) == bits)
+            bin = TOP + NEXT + (pair_bits & (NEXT - 1))
+        tl.atomic_add(counters + row * (TOP + 2 * NEXT) + bin, pairs, mask=valid, sem="relaxed")
 
 
 @kernel
 def ties_kernel(worth, q_offsets, k_offsets, counters, ties, budget, c_q, c_k, BLOCK_J: tl.constexpr, TOP: tl.constexpr, NEXT: tl.constexpr):
-    """ties[row, i]: pairs of tokens of a query cluster that are worth just the threshold."""
+    """ties[row, i]: pairs of tokens of a query cluster that are tied at the threshold."""
     row, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
     bits, _ = _threshold(counters, row, budget, 3, TOP, NEXT)
     tied = tl.zeros((1,), tl.int64)
     for first in range(0, c_k, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J)
-        mine = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
+        pair_bits = tl.load(worth + (row * c_q + i) * c_k + j, mask=j < c_k, other=-1.0).to(tl.int32, bitcast=True)
         pairs = _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k)
-        tied += tl.sum(tl.where((mine >= 0) & (mine == bits), pairs, 0), axis=0)
+        tied += tl.sum(tl.where((pair_bits >= 0) & (pair_bits == bits), pairs, 0), axis=0)
     tl.store(ties + row * c_q + i + tl.arange(0, 1), tied)
 
 
@@ -163,18 +162,18 @@ def choose_kernel(
         j = first + tl.arange(0, BLOCK_J)
         at = (row * c_q + i) * c_k + j
         value = tl.load(worth + at, mask=j < c_k, other=-1.0)
-        mine = value.to(tl.int32, bitcast=True)
+        pair_bits = value.to(tl.int32, bitcast=True)
         pairs = _pairs(q_offsets, k_offsets, row, i, j, c_q, c_k)
-        there = mine >= 0
-        tied = tl.where(there & (mine == bits), pairs, 0)
+        valid = pair_bits >= 0
+        tied = tl.where(valid & (pair_bits == bits), pairs, 0)
         fits = before + tl.cumsum(tied, axis=0) <= budget
         before += tl.sum(tied, axis=0)
-        taken = there & ((mine > bits) | ((mine == bits) & fits))
+        chosen = valid & ((pair_bits > bits) | ((pair_bits == bits) & fits))
         if DROPPED:
-            taken = taken | (value == float("inf"))
+            chosen = chosen | (value == float("inf"))
         if ALL:
-            taken = there
-        tl.store(selected + at, taken.to(tl.int8), mask=j < c_k)
+            chosen = valid
+        tl.store(selected + at, chosen.to(tl.int8), mask=j < c_k)
         # The loss from the worth: mass is not kept.
         k_size = cluster_sizes(k_offsets, row, j, c_k).to(tl.float32)
         if DROPPED:
@@ -187,7 +186,7 @@ def choose_kernel(
         else:
             var = tl.load(variance + at, mask=j < c_k, other=0.0)
             loss = value * k_size * tl.sqrt(tl.minimum(var, 1.0)) / tl.where(var > 0, var, 1.0)
-        loss = tl.where(there & (taken == 0), loss, 0.0)
+        loss = tl.where(valid & (chosen == 0), loss, 0.0)
         error += tl.sum(loss * loss, axis=0)
     tl.store(errors + row * c_q + i, error * size.to(tl.float32) / n)
 
