@@ -22,6 +22,9 @@ from .stats import RunReport, RunStats
 # Of a part of the video: what is made of the keys costs as much as some hundred queries' dense attention.
 LEAST_QUERIES = 256
 
+# Dense calls that would have been sparse in another step or block: their time can be compared with the sparse ones'.
+COMPARABLE = {Reason.WARMUP, Reason.PAST_END, Reason.DENSE_BLOCK}
+
 log = logging.getLogger("svg2")
 
 
@@ -129,6 +132,19 @@ class Session:
         if site.step == self.schedule.last_sparse_step:
             self.stats.clusters(site.label, result.groups, site.grid)
         return Answer(result.out, result.keys)
+
+    def compare(self, device: torch.device, step: int, dense: Callable[[], object]) -> None:
+        """Where a run has no dense call of its own to be compared with, time one: `dense`, whose answer is not used."""
+        watch = self.stats.reference_watch(device, step)
+        if watch is None:
+            return
+        try:
+            dense()
+        except Exception as error:
+            if not self._out_of_memory(error):  # no room for a comparison: the answer is there already
+                raise
+        else:
+            watch.stop()
 
     def refuse(self, refusal: Refusal, block: str | None, step: int | None = None) -> Refusal:
         """Count a dense call; the first of each reason the user should know about goes to the log."""

@@ -7,17 +7,15 @@ import comfy.ldm.modules.attention
 import torch
 
 from ...svg2_core.reasons import Reason, Refusal
-from ...svg2_core.session import CallSite
+from ...svg2_core.session import COMPARABLE, CallSite
+from ...svg2_core.stopwatch import Stopwatch
 from . import compiled
 from .block_numbers import block_and_total
 from .host_records import pause_malloc_graph, recorded
 from .layouts import family_of, find_layout
 from .model_call import ModelCall
 from .option_keys import CALL, RUN
-from .run import Run, Settings, memory_ran_short
-
-# Dense calls that would have been sparse in another step or block: their time can be compared with the sparse ones'.
-COMPARABLE = {Reason.WARMUP, Reason.PAST_END, Reason.DENSE_BLOCK}
+from .run import Run, Settings
 
 _thread = threading.local()  # answering: a dense call is on its way through the overrides below ours
 
@@ -65,14 +63,8 @@ class Override:
             func = _chosen(run, func)
         if isinstance(out, Refusal):
             watch = run.stats.dense_watch(call.device) if comparable and call is not None else None
-            return _delegate(self, func, qkv, heads, arguments, watch)
-        watch = run.stats.reference_watch(call.device, call.step)
-        if watch is not None:
-            try:
-                _delegate(self, func, qkv, heads, arguments, watch)
-            except Exception as error:
-                if not memory_ran_short(error):  # no room for a comparison: the answer is there already
-                    raise
+            return _timed(watch, lambda: self._dense(func, qkv, heads, arguments))
+        run.compare(call.device, call.step, lambda: self._dense(func, qkv, heads, arguments))
         return out if arguments.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
     def _dense(self, func, qkv, heads, arguments):
@@ -113,10 +105,9 @@ def _tensors(qkv: tuple) -> tuple:
     return tuple(x if isinstance(x, torch.Tensor) else x.take() for x in qkv)
 
 
-def _delegate(override: Override, func: Callable, qkv: tuple, heads: int, arguments: dict, watch) -> torch.Tensor:
-    """The dense answer, through the overrides below ours, timed by `watch`."""
+def _timed(watch: Stopwatch | None, dense: Callable[[], torch.Tensor]) -> torch.Tensor:
     try:
-        return override._dense(func, qkv, heads, arguments)
+        return dense()
     finally:
         if watch is not None:
             watch.stop()

@@ -7,13 +7,14 @@ of a model that SVG2 is hung on, it does what it did.
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ...svg2_core.adapters.evaluation import attend
 from ...svg2_core.adapters.ulysses import ring_attention
 from ...svg2_core.reasons import Reason, Refusal
 from ..patching.block_numbers import block_and_total
+from ..patching.host_records import pause_malloc_graph
 from ..patching.model_call import ModelCall
 from ..patching.now import current
 from ..patching.option_keys import RUN
@@ -41,8 +42,8 @@ def _attentions() -> Iterator:
         yield from (x for x in held if hasattr(x, "ring_attn_fn"))
 
 
-def _answer(q, k, v, *, scale, first_head: int, why_not: Refusal | None):
-    """The answer to q, k, v `[B, H / P, N, D]`, all tokens of a share of the heads; anything but a tensor for dense."""
+def _answer(q, k, v, *, scale, first_head: int, why_not: Refusal | None, dense: Callable[[], object]):
+    """The answer to q, k, v `[B, H / P, N, D]`, all tokens of a share of the heads; see `ring_attention`."""
     call = current()
     run: Run | None = None if call is None else call.options.get(RUN)
     if run is None:
@@ -57,7 +58,8 @@ def _answer(q, k, v, *, scale, first_head: int, why_not: Refusal | None):
         return run.refuse(why_not, None)
     block, total = block_and_total(call, call.options)
     site = replace(call_site(call, block, total), rows=tuple(_rows(call, run)), grid=grid_of(call, _gpus()), first_head=first_head)
-    return attend(run, sequence, q, k, v, site, scale)
+    with pause_malloc_graph():
+        return attend(run, sequence, q, k, v, site, scale, dense)
 
 
 def _sequence(call: ModelCall, q, k, v):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable
 import torch
 
 from ..reasons import Reason, Refusal
-from ..session import CallSite, Session
+from ..session import COMPARABLE, CallSite, Session
+from ..stopwatch import Stopwatch
 from .sequence import Sequence
 
 _now = threading.local()
@@ -51,8 +52,11 @@ class Evaluation:
         if self._watch is not None:
             self._watch.stop()
 
-    def answer(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, first_head: int = 0):
-        """The sparse answer to q, k, v `[B, H, N, D]`, padding included, or a `Refusal`. first_head: number of head 0 among all."""
+    def answer(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, first_head: int = 0,
+        dense: Callable[[], object] | None = None,
+    ) -> torch.Tensor | Refusal | Stopwatch:  # fmt: skip
+        """The answer to q, k, v `[B, H, N, D]`, padding included: see `attend`. first_head: number of head 0 among all."""
         if self._watch is None:
             self._watch = self.session.stats.model_call(self._step, self.session.schedule.sigmas[self._step], q.device)
         sequence = self.sequence(self._block) if callable(self.sequence) else self.sequence
@@ -61,13 +65,20 @@ class Evaluation:
         rows = tuple((self.conditioning, row) for row in range(q.shape[0]))
         site = CallSite(self._step, self._block, self.blocks, rows=rows, first_head=first_head)
         self._block += 1
-        return attend(self.session, sequence, q, k, v, site, scale)
+        return attend(self.session, sequence, q, k, v, site, scale, dense)
 
 
-def attend(session: Session, sequence: Sequence, q, k, v, site: CallSite, scale: float | None) -> torch.Tensor | Refusal:
-    """The session's answer to q, k, v `[B, H, N, D]` in an engine's order of tokens, in that order; zero at the padding."""
+def attend(
+    session: Session, sequence: Sequence, q, k, v, site: CallSite, scale: float | None, dense: Callable[[], object] | None = None
+) -> torch.Tensor | Refusal | Stopwatch:
+    """The session's answer to q, k, v `[B, H, N, D]` in an engine's order of tokens, in that order; zero at the padding. Without one, why,
+    or the watch that is to be stopped when the dense answer is there. dense: makes it, for a time to compare with."""
     answer = session.attend(*(sequence.gather(x) for x in (q, k, v)), sequence.layout, site, scale=scale)
-    return answer if isinstance(answer, Refusal) else sequence.scatter(answer.out)
+    if isinstance(answer, Refusal):
+        return (session.stats.dense_watch(q.device) if answer.reason in COMPARABLE else None) or answer
+    if dense is not None:
+        session.compare(q.device, site.step, dense)
+    return sequence.scatter(answer.out)
 
 
 def current() -> Evaluation | None:
@@ -75,9 +86,20 @@ def current() -> Evaluation | None:
     return getattr(_now, "evaluation", None)
 
 
-def answer_of_the_current(q, k, v, *, scale: float | None, first_head: int, why_not: Refusal | None):
+def answer_of_the_current(q, k, v, *, scale: float | None, first_head: int, why_not: Refusal | None, dense: Callable[[], object]):
     """What the adapters ask: the answer of the evaluation that is open, None where none is. why_not: this call's kind, counted."""
     evaluation = current()
     if evaluation is None:
         return None
-    return evaluation.session.refuse(why_not, None) if why_not else evaluation.answer(q, k, v, scale=scale, first_head=first_head)
+    if why_not is not None:
+        return evaluation.session.refuse(why_not, None)
+    return evaluation.answer(q, k, v, scale=scale, first_head=first_head, dense=dense)
+
+
+def or_dense(answer: object, dense: Callable[[], object]) -> object:
+    """The dense answer in place of one that is none, timed where it is to be."""
+    try:
+        return dense()
+    finally:
+        if isinstance(answer, Stopwatch):
+            answer.stop()

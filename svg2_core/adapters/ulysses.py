@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 
 from ..reasons import Reason, Refusal
-from .evaluation import answer_of_the_current
+from .evaluation import answer_of_the_current, or_dense
 
 
 def ring_attention(dense: Callable, *, group=None, answer: Callable = answer_of_the_current) -> Callable:
@@ -24,19 +24,20 @@ def ring_attention(dense: Callable, *, group=None, answer: Callable = answer_of_
     what SVG2 does not.
 
     group: the processes that share the heads, None: one process has them all; answer: who answers q, k, v `[B, H, N, D]`, called
-    with scale, first_head and why_not (a `Refusal` where the kind of call is not for SVG2): a tensor, or anything else for dense.
+    with scale, first_head, dense (which makes the dense answer) and why_not (a `Refusal` where the kind of call is not for SVG2): a
+    tensor; else the call is dense, and a `Stopwatch` is stopped then.
     """
 
     @functools.wraps(dense)
     def attend(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, *more, **named):
-        first_head = 0 if group is None else torch.distributed.get_rank(group) * q.shape[2]
+        def densely():
+            return dense(q, k, v, dropout_p, softmax_scale, causal, *more, **named)
+
         out = answer(
-            *(x.transpose(1, 2) for x in (q, k, v)),
-            scale=softmax_scale, first_head=first_head, why_not=_why_not(dropout_p, causal, named),
+            *(x.transpose(1, 2) for x in (q, k, v)), scale=softmax_scale, why_not=_why_not(dropout_p, causal, named), dense=densely,
+            first_head=0 if group is None else torch.distributed.get_rank(group) * q.shape[2],
         )  # fmt: skip
-        if isinstance(out, torch.Tensor):
-            return out.transpose(1, 2)
-        return dense(q, k, v, dropout_p, softmax_scale, causal, *more, **named)
+        return out.transpose(1, 2) if isinstance(out, torch.Tensor) else or_dense(out, densely)
 
     attend.dense = dense
     return attend

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from ..reasons import Reason, Refusal
-from .evaluation import answer_of_the_current
+from .evaluation import answer_of_the_current, or_dense
 
 
 def attention(dense: Callable, *, rank: Callable[[], int] = lambda: 0, ring: Callable[[], int] = lambda: 1, answer=answer_of_the_current):
@@ -25,12 +25,13 @@ def attention(dense: Callable, *, rank: Callable[[], int] = lambda: 0, ring: Cal
 
     @functools.wraps(dense)
     def attend(query, key, value, dropout_p=0.0, is_causal=False, **named):
+        def densely():
+            return dense(query, key, value, dropout_p=dropout_p, is_causal=is_causal, **named)
+
         out = answer(
-            query, key, value, scale=None, first_head=rank() * query.shape[1], why_not=_why_not(dropout_p, is_causal, ring())
+            query, key, value, scale=None, first_head=rank() * query.shape[1], why_not=_why_not(dropout_p, is_causal, ring()), dense=densely
         )  # fmt: skip
-        if isinstance(out, torch.Tensor):
-            return out, None
-        return dense(query, key, value, dropout_p=dropout_p, is_causal=is_causal, **named)
+        return (out, None) if isinstance(out, torch.Tensor) else or_dense(out, densely)
 
     return attend
 

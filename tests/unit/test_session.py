@@ -125,3 +125,23 @@ def test_short_of_memory(monkeypatch, enough):
 def test_a_backend_by_a_name_it_does_not_have():
     with pytest.raises(ValueError, match="backend"):
         Session(Schedule(SIGMAS, CONFIG), backend="tritn")
+
+
+def test_a_run_without_dense_calls_times_one_for_comparison():
+    """In its second sparse step, once; an engine without room for it goes on without."""
+    session, made = a_session(), []
+    for step, sigma in enumerate(SIGMAS[:-1]):
+        session.at(sigma)
+        session.attend(*qkv(), LAYOUT, site(step))
+        session.compare(torch.device("cpu"), step, lambda step=step: made.append(step))
+    assert made == [1] and session.report(completed=True).dense_call_ms is not None
+
+    def no_room():
+        raise torch.OutOfMemoryError
+
+    session = a_session()
+    for step, sigma in enumerate(SIGMAS[:-1]):
+        session.at(sigma)
+        session.attend(*qkv(), LAYOUT, site(step))
+        session.compare(torch.device("cpu"), step, no_room)
+    assert session.report(completed=True).dense_call_ms is None
