@@ -46,7 +46,7 @@ def lines(found: dict) -> list[str]:
     ]
     if found["no_gpu"]:
         result.append(f"GPU: none that SVG2 can use: {found['no_gpu']}")
-        result.append("will run: plain torch where ComfyUI runs on the CPU, which is slow; on other GPUs attention stays dense")
+        result.append("will run: torch's own attention (backend sdpa) where ComfyUI runs on the CPU; on other GPUs attention stays dense")
     else:
         result.append("NVIDIA driver: knows CUDA {}.{}".format(*found["driver"]))
     for gpu in found["gpus"]:
@@ -150,7 +150,7 @@ def _forecast(source: Source, gpu: dict, found: dict) -> dict:
     if found["triton"] and found["torch"]["cuda"]:
         return {"runs": "Triton kernels", "kind": "triton", "reasons": reasons}
     reasons.append("Triton is not installed" if not found["triton"] else "torch is not a CUDA build")
-    return {"runs": "plain torch or dense attention", "kind": "torch", "reasons": reasons}
+    return {"runs": "dense attention", "kind": "torch", "reasons": reasons}
 
 
 def _no_local_build(source: Source, capability: tuple[int, int], torch: dict) -> str | None:

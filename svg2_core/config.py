@@ -7,7 +7,7 @@ from functools import lru_cache
 
 COMPENSATION = ("off", "centroid", "first_order")
 _PAPERS_TOP_P = 0.9
-MAX_CLUSTERS = 8192  # more than the kernels' counters fit into the shared memory of a GPU
+MAX_CLUSTERS = 8192  # counters of more do not fit into a GPU's shared memory
 
 
 @dataclass(frozen=True)

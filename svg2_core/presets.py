@@ -42,7 +42,7 @@ _PAPER = SVG2Config(
 # - k-means with 2 + 1, 8 + 1, 8 + 2, 20 + 1 iterations: 42.5 / 42.3 / 43.0 / 42.5 dB.
 # - 0 / 8 / 16 / 32 directions of variance: 41.6 / 42.3 / 42.3 / 42.3 dB; a metric in 16 / 32 / 64 directions: 41.9 / 42.3 /
 #   42.1 dB, none 40.9; renewed at the first sparse step alone: 41.4.
-# - top_p and min_k_ratio serve a backend that has no choice by density.
+# - top_p and min_k_ratio are for users who set top_p: then density is off, and min_k_ratio counts.
 _BALANCED = SVG2Config(
     density=0.05,
     top_p=0.5,

@@ -5,7 +5,10 @@ from enum import Enum
 
 
 class Reason(str, Enum):
-    """Reasons for handing a call to the attention the host would have used."""
+    """Reasons for handing a call to the attention the host would have used.
+
+    Their names are in saved reports: NO_RUN and DISABLED, which nothing gives any more, stay for those.
+    """
 
     NOT_VIDEO_SELF_ATTENTION = "not_video_self_attention"
     UNKNOWN_LAYOUT = "unknown_layout"

@@ -13,7 +13,7 @@ from comfy.patcher_extension import CallbacksMP
 
 from .option_keys import OVERRIDE, TOP
 from .override import Override
-from .run import Run, Settings
+from .run import Run
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Place:
     insisting: tuple[Callable, ...]
 
 
-def take_place(settings: Settings, beneath: Callable | None, patcher, options: dict) -> Place:
+def take_place(beneath: Callable | None, patcher, options: dict) -> Place:
     """At the start of a run: look who else is there, and take ours out of the run's own options; `put_on_top` brings it back."""
     top = options.get(OVERRIDE)
     above = None if top is None or isinstance(top, Override) else top

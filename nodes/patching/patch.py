@@ -19,7 +19,7 @@ from .override import Override
 from .preferred_attention import asking_modules
 from .run import Run, Settings
 
-KEY = "svg2"  # of the wrappers and callbacks
+KEY = "svg2"  # of the wrappers
 
 TRAINED_SPARSE = (
     "this checkpoint was trained for a sparse attention of its own (VSA). SVG2 stands in for dense attention, which it was not "
@@ -73,7 +73,7 @@ def _outer_sample(settings: Settings, previous: Callable | None) -> Callable:
         # The guider's options are this run's own copy, so two samplers sharing a model do not see each other's run.
         options = guider.model_options.setdefault("transformer_options", {})
         options[RUN], ours = run, options.get(OVERRIDE)
-        run.place = take_place(settings, previous, guider.model_patcher, options)
+        run.place = take_place(previous, guider.model_patcher, options)
         completed = False
         try:
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

@@ -1,4 +1,5 @@
 """What a run tells the browser: one message at the start of each step and one at the end, over the host's own websocket.
+Numbers and names; the words around them are the browser's (web/js/status.js, locales/*/main.json).
 
 A message goes to the tab that queued the prompt. The last one of each node is kept, so that a reloaded tab can ask for it
 once. Without a server (tests, scripts) nothing is sent. Whatever goes wrong here, sampling goes on.

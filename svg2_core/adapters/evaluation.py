@@ -24,7 +24,8 @@ class Evaluation:
 
     sequence: of the self-attention, or a function of the block's number that gives it; sigma: of this evaluation, None: that of the
     one before; conditioning: under which name its past is kept, such as "positive" and "negative"; blocks: how many
-    self-attentions over the video an evaluation has, None: not known (then dense_blocks cannot count from the last).
+    self-attentions over the video an evaluation has, None: not known (then all blocks have the same density, where the presets give the
+    first one more, and dense_blocks cannot count from the last).
 
     Blocks are numbered by the calls over the whole sequence, in the order they come.
     """
@@ -97,7 +98,7 @@ def answer_of_the_current(q, k, v, *, scale: float | None, first_head: int, why_
 
 
 def or_dense(answer: object, dense: Callable[[], object]) -> object:
-    """The dense answer in place of one that is none, timed where it is to be."""
+    """Make the dense answer, where `answer` is none; stop the watch, if that is what it is."""
     try:
         return dense()
     finally:

@@ -5,7 +5,7 @@ answers by itself; where it cannot, it alone computes dense attention, and the c
 
     attention = yunchang.LongContextAttention(attn_type=AttnType.FA)          # or xFuserLongContextAttention
     attention.ring_attn_fn = ulysses.ring_attention(attention.ring_attn_fn, group=attention.ulysses_pg)
-    with Evaluation(session, Sequence.of(("video", tokens), multiple=devices), sigma=sigma):
+    with Evaluation(session, Sequence.of(("video", tokens), multiple=devices), sigma=sigma, conditioning="positive", blocks=40):
         transformer(...)                                                      # whose attention calls `attention`
 """
 

@@ -1,9 +1,9 @@
 """SVG2 for xDiT's registry of attention functions, which its USP calls between the collectives on `[B, H / P, N, D]`.
 
-    from xfuser.core.distributed import attention_backend as xdit_backends, get_ulysses_parallel_rank
+    from xfuser.core.distributed import attention_backend as xdit_backends, get_ring_parallel_world_size, get_ulysses_parallel_rank
     registry, name = xdit_backends.ATTENTION_FUNCTION_REGISTRY, xdit_backends.AttentionBackendType.SDPA
-    registry[name] = xdit.attention(registry[name], rank=get_ulysses_parallel_rank)
-    with Evaluation(session, Sequence.of(("video", tokens), multiple=devices), sigma=sigma):
+    registry[name] = xdit.attention(registry[name], rank=get_ulysses_parallel_rank, ring=get_ring_parallel_world_size)
+    with Evaluation(session, Sequence.of(("video", tokens), multiple=devices), sigma=sigma, conditioning="positive", blocks=40):
         transformer(...)                                                      # with xDiT's attention processors
 """
 

@@ -16,7 +16,7 @@ def order_for(device: torch.device) -> tuple[str, ...]:
     """Names of backends for "auto", the first that supports the call is taken.
 
     On a CPU it is torch's own attention and products ("sdpa"), and should that fail their definition in plain torch. On other
-    devices than these two nobody has measured "sdpa": it serves who asks for it by name, as it does on an NVIDIA GPU.
+    devices, and on an NVIDIA GPU, nobody has measured "sdpa": there it runs only where it is asked for by name.
     """
     if device.type != "cuda":
         return ("sdpa", "torch") if device.type == "cpu" else ("torch",)

@@ -150,7 +150,7 @@ def test_a_corrupted_file(pack, site):
     [
         (True, True, "compiled by torch's NVRTC at its first use", "nvrtc"),
         (False, True, "Triton kernels", "triton"),
-        (False, False, "plain torch or dense attention", "torch"),
+        (False, False, "dense attention", "torch"),
     ],
 )
 def test_without_prebuilt_files(pack, site, nvrtc, triton, expected, kind):

@@ -147,7 +147,7 @@ def ties_kernel(worth, q_offsets, k_offsets, counters, ties, budget, c_q, c_k, B
 
 @kernel
 def choose_kernel(
-    worth, q_offsets, k_offsets, counters, ties, variance, values, spread, selected, errors, budget, n, c_q, c_k,
+    worth, q_offsets, k_offsets, counters, ties, variance, values, selected, errors, budget, n, c_q, c_k,
     D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, DROPPED: tl.constexpr, ALL: tl.constexpr,
     TOP: tl.constexpr, NEXT: tl.constexpr,
 ):  # fmt: skip
@@ -213,7 +213,7 @@ def select_by_error(q_clusters, k_clusters, moments, density: float, scale: floa
             count_pairs_kernel[c_q, rows](worth, *offsets, counters, budget, c_q, c_k, BLOCK_J=1024, LEVEL=level, **bits, num_warps=4)
         ties_kernel[c_q, rows](worth, *offsets, counters, ties, budget, c_q, c_k, BLOCK_J=1024, **bits, num_warps=4)
     choose_kernel[c_q, rows](
-        worth, *offsets, counters, ties, moments.variance, moments.values, moments.spread, selected.view(torch.int8), errors,
+        worth, *offsets, counters, ties, moments.variance, moments.values, selected.view(torch.int8), errors,
         budget, float(n_queries), c_q, c_k, D=d, BLOCK_I=max(512, triton.next_power_of_2(c_q)), BLOCK_J=512 if dropped else 1024, BLOCK_D=16, DROPPED=dropped, ALL=every,
         **bits, num_warps=4,
     )  # fmt: skip
