@@ -5,12 +5,13 @@ from comfy.patcher_extension import WrappersMP
 from ...svg2_core.stats import StatsHandle
 from ..patching.knobs import resolve
 from ..patching.layouts import preset_family, uncompiled
+from ..patching.now import current
 from ..patching.option_keys import OVERRIDE
 from ..patching.override import Override
 from ..patching.patch import apply_patch, remove_patch
 from ..patching.run import Settings
 from ..telling.live import Live
-from .attention import replace_attentions
+from .attention import replace_attentions, share_conditionings
 
 KEY = "svg2_raylight"
 _HEADS = ("num_heads", "num_attention_heads")  # as networks, or their parameters, name the number of theirs
@@ -65,6 +66,9 @@ def report(model) -> dict | None:
 def _with_attentions(executor, *args, **kwargs):
     """Raylight loads a model's module with the model itself, so that its attention is there at an evaluation and not before."""
     replace_attentions()
+    call = current()
+    if call is not None:
+        share_conditionings(call)
     return executor(*args, **kwargs)
 
 
