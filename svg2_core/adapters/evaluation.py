@@ -52,11 +52,14 @@ class Evaluation:
             self._watch.stop()
 
     def answer(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, first_head: int = 0):
-        """The sparse answer to q, k, v `[B, H, N, D]`, padding included, or a `Refusal`. first_head: number of head 0 among all."""
+        """The sparse answer to q, k, v `[B, H, N, D]`, padding included, or a `Refusal`. Keys may have lost the padding at their end.
+        first_head: number of head 0 among all."""
         if self._watch is None:
             self._watch = self.session.stats.model_call(self._step, self.session.schedule.sigmas[self._step], q.device)
         sequence = self.sequence(self._block) if callable(self.sequence) else self.sequence
-        if not (q.shape == k.shape == v.shape and q.shape[2] == sequence.tokens):
+        expected = (*q.shape[:2], sequence.tokens, q.shape[3])
+        cut = (*q.shape[:2], sequence.tokens - sequence.padding_behind, q.shape[3])
+        if not (q.shape == expected and k.shape == v.shape and k.shape in (expected, cut)):
             return self.session.refuse(Refusal(Reason.NOT_VIDEO_SELF_ATTENTION), None)
         rows = tuple((self.conditioning, row) for row in range(q.shape[0]))
         site = CallSite(self._step, self._block, self.blocks, rows=rows, first_head=first_head)
