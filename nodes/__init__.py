@@ -22,4 +22,4 @@ class SVG2Extension(ComfyExtension):
         any_folder.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for node in NODES if node is not SVG2SparseAttentionRay or actors.here()]
+        return [node for node in NODES if node is not SVG2SparseAttentionRay or actors.is_installed()]

@@ -11,10 +11,11 @@ from .telling.live import Live
 
 RayActors = io.Custom("RAY_ACTORS")
 
-RING = (
+RING_ERROR = (
     "ray_actors: Raylight was started with ring_degree {ring}: no GPU sees all keys then, and SVG2 has nothing to choose from. Set "
     "ring_degree to 1 and ulysses_degree to the number of GPUs"
 )
+PIPEFUSION_ERROR = "ray_actors: Raylight was started with PipeFusion, whose attention mixes keys of two steps: SVG2 does not serve it"
 
 
 class SVG2SparseAttentionRay(io.ComfyNode):
@@ -46,23 +47,29 @@ class SVG2SparseAttentionRay(io.ComfyNode):
 
     @classmethod
     def execute(cls, ray_actors, enabled=True, preset="auto", backend="auto", **knobs) -> io.NodeOutput:
-        if not actors.here():
-            raise ValueError(actors.ABSENT)
+        if not actors.is_installed():
+            raise ValueError(actors.NOT_INSTALLED)
         workers = ray_actors["workers"]
         stats, node = actors.GatheredStats(ray_actors), place_in_graph(cls.hidden)
         if not enabled:
-            actors.change_models(ray_actors, [actors.call_of("unpatch")] * len(workers))
-            actors.Telling.stop(node)
+            actors.change_models(ray_actors, [actors.remote_call("unpatch")] * len(workers))
+            actors.LiveRelay.stop(ray_actors)
             Live(node).off()
             return io.NodeOutput(ray_actors, stats)
         registry.check_name(backend)
         for family in FAMILIES:  # a mistake in a knob is told here and now, whatever model the workers hold
             resolve(family, preset, **knobs)
-        ulysses, ring = actors.degrees(ray_actors)
-        if ring > 1:
-            raise ValueError(RING.format(ring=ring))
-        queue = None if node is None else actors.Telling(node, stats).queue
-        values = {"preset": preset, "backend": backend, "knobs": knobs, "gpus": ulysses}
+        degrees = actors.parallelism(ray_actors)
+        if (ring := degrees.get("ring_degree") or 1) > 1:
+            raise ValueError(RING_ERROR.format(ring=ring))
+        if degrees.get("pipefusion_enabled"):
+            raise ValueError(PIPEFUSION_ERROR)
+        values = {"token": stats.token, "preset": preset, "backend": backend, "knobs": knobs, "gpus": degrees.get("ulysses_degree") or 1}
+        queue = None if node is None else actors.LiveRelay(ray_actors, node, stats).queue
         queues = [queue, *[None] * (len(workers) - 1)]  # the first one tells
-        actors.change_models(ray_actors, [actors.call_of("patch", **values, queue=q) for q in queues])
+        try:
+            actors.change_models(ray_actors, [actors.remote_call("patch", **values, queue=q) for q in queues])
+        except BaseException:
+            actors.LiveRelay.stop(ray_actors)
+            raise
         return io.NodeOutput(ray_actors, stats)

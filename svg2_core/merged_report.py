@@ -10,8 +10,8 @@ from .stats import RunReport
 def merge(reports: dict[str, RunReport | None]) -> RunReport | None:
     """reports: by the name of the process, such as "GPU 0"; None: it has none. -> None where none has one.
 
-    Calls are added up; densities and errors are means over them, weighed by sparse calls; a step takes as long as in the slowest
-    process; clusters, pictures and settings are the first one's. What only some tell is told with their names.
+    Calls are added up; densities and errors are means over them, weighed by sparse calls; steps, and what calls take, are the slowest
+    process'; clusters and pictures those of the first that has any. What only some tell is told with their names.
     """
     known = {name: report for name, report in reports.items() if report is not None}
     if not known:
@@ -27,6 +27,8 @@ def merge(reports: dict[str, RunReport | None]) -> RunReport | None:
         for name in ("density_by_block_and_step", "error_by_block_and_step", "expected_error_by_block_and_step")
     }
     reasons = "reasons_by_block_and_step"
+    slowest = max(all_, key=lambda report: report.sparse_call_ms or 0.0)
+    pictured = next((report for report in all_ if report.q_cluster_sizes), first)
     dense = {name: sum(report.dense_calls.get(name, 0) for report in all_) for name in chain.from_iterable(r.dense_calls for r in all_)}
     return replace(
         first,
@@ -45,6 +47,9 @@ def merge(reports: dict[str, RunReport | None]) -> RunReport | None:
             [next((name for report in all_ if (name := _cell(report, reasons, label, index))), None) for index in indices] for label in labels
         ],
         seconds=max(report.seconds for report in all_),
+        **{name: getattr(slowest, name) for name in ("dense_call_ms", "sparse_call_ms", "attention_speedup")},
+        step_speedup=min((report.step_speedup for report in all_ if report.step_speedup), default=None),
+        **{name: getattr(pictured, name) for name in ("q_cluster_sizes", "k_cluster_sizes", "overlays")},
         completed=all(report.completed for report in reports.values() if report) and len(known) == len(reports),
         notices=_notices(reports),
         remarks={name: remark for report in reversed(all_) for name, remark in report.remarks.items()},

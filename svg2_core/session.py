@@ -6,6 +6,7 @@ the sparse answer or why the call is to be computed as it would have been withou
 
 import logging
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,13 @@ class Session:
 
     schedule: the sampler's, with the settings; backend: a name, or "auto"; preset: what the report calls the settings;
     out_of_memory: whether an error is a shortage of memory: the call is then tried with fewer heads at a time, then refused;
-    cache_bytes: the most that the centroids of all blocks may take.
+    cache_bytes: the most that the centroids of all blocks may take; keeping: entered around what makes tensors that outlive a call.
     """
 
     def __init__(
         self, schedule: Schedule, *, backend: str = "auto", preset: str = "auto",
         out_of_memory: Callable[[Exception], bool] = is_out_of_memory, cache_bytes: int = DEFAULT_LIMIT_BYTES,
+        keeping: Callable[[], AbstractContextManager] = nullcontext,
     ):  # fmt: skip
         registry.check_name(backend)
         self.schedule = schedule
@@ -91,7 +93,8 @@ class Session:
         self.cache = CentroidCache(cache_bytes)
         self.stats = RunStats()
         self.heads_at_a_time: dict[torch.device, int] = {}  # where memory ran short
-        self._out_of_memory = out_of_memory
+        self.out_of_memory = out_of_memory
+        self._keeping = keeping
 
     def at(self, sigma: torch.Tensor | float | None) -> int:
         """Open an evaluation of the network at a sigma (0-d tensor or number): -> its step. A tensor's value is read, which waits
@@ -114,6 +117,11 @@ class Session:
         refusal = self._why_dense(q, k, v, layout, site)
         if refusal is not None:
             return self.refuse(refusal, site.label, site.step)
+        with self._keeping():
+            return self._attend(q, k, v, layout, site, scale, keys)
+
+    def _attend(self, q, k, v, layout: Layout, site: CallSite, scale, keys: Keys | None) -> Answer | Refusal:
+        """Answer a call that nothing speaks against, and keep what it leaves for the next step and the report."""
         tokens = layout.video_len, q.device, site.window, site.part
         past = [Key(conditioning, (site.label, row, *tokens)) for conditioning, row in site.rows]
         watch = self.stats.sparse_watch(q.device)
@@ -141,7 +149,7 @@ class Session:
         try:
             dense()
         except Exception as error:
-            if not self._out_of_memory(error):  # no room for a comparison: the answer is there already
+            if not self.out_of_memory(error):  # no room for a comparison: the answer is there already
                 raise
         else:
             watch.stop()
@@ -223,7 +231,7 @@ class Session:
                 )  # fmt: skip
                 return result, backend, warm is None or any(row is None for row in warm)
             except Exception as error:
-                if self._out_of_memory(error):
+                if self.out_of_memory(error):
                     if self.cache.drop(q.device):
                         continue
                     heads = heads or default_heads(q, layout, config, backend)

@@ -11,7 +11,7 @@ from ...svg2_core.session import COMPARABLE, CallSite
 from ...svg2_core.stopwatch import Stopwatch
 from . import compiled
 from .block_numbers import block_and_total
-from .host_records import pause_malloc_graph, recorded
+from .host_records import recorded
 from .layouts import family_of, find_layout
 from .model_call import ModelCall
 from .option_keys import CALL, RUN
@@ -159,8 +159,7 @@ def sparse_or_refusal(run: Run, call: ModelCall, options: dict, q, k, v, mask, s
     if not shares or of != block or k.shape[2] == layout.video_len:  # the first part: its frame has no other keys (layouts.py)
         known = None
     call.part_keys = None
-    with pause_malloc_graph():  # what follows makes what outlives the block: centroids, figures
-        answer = run.attend(q, k, v, layout, site, scale=scale, keys=known)
+    answer = run.attend(q, k, v, layout, site, scale=scale, keys=known)
     if isinstance(answer, Refusal):
         return answer
     call.part_keys = (block, answer.keys) if shares else None

@@ -14,6 +14,7 @@ from ...svg2_core.session import Session, is_out_of_memory
 from ...svg2_core.stats import AT_THE_END, StatsHandle
 from ..telling.live import Live
 from .block_numbers import BlockLists, find_blocks
+from .host_records import pause_malloc_graph
 from .model_call import ModelCall, open_call
 
 log = logging.getLogger("svg2")
@@ -51,7 +52,7 @@ class Run(Session):
     """
 
     def __init__(self, settings: Settings, schedule: Schedule, batch: int, blocks: BlockLists, asking: list[tuple]):
-        super().__init__(schedule, backend=settings.backend, preset=settings.preset, out_of_memory=memory_ran_short)
+        super().__init__(schedule, backend=settings.backend, preset=settings.preset, out_of_memory=memory_ran_short, keeping=pause_malloc_graph)
         self.settings = settings
         self.batch = batch
         self.blocks = blocks

@@ -14,7 +14,6 @@ from ...svg2_core.adapters.evaluation import attend
 from ...svg2_core.adapters.ulysses import ring_attention
 from ...svg2_core.reasons import Reason, Refusal
 from ..patching.block_numbers import block_and_total
-from ..patching.host_records import pause_malloc_graph
 from ..patching.model_call import ModelCall
 from ..patching.now import current
 from ..patching.option_keys import RUN
@@ -50,21 +49,20 @@ def _answer(q, k, v, *, scale, first_head: int, why_not: Refusal | None, dense: 
         return None
     if call.refusal is not None:
         return run.refuse(call.refusal, None)
-    sequence = _sequence(call, q, k, v)
+    sequence = _sequence(call, q, k, v, why_not)
     call.came |= not isinstance(sequence, Refusal) or sequence.reason is not Reason.NOT_VIDEO_SELF_ATTENTION
     if isinstance(sequence, Refusal):
         return run.refuse(sequence, None)
-    if why_not is not None:
-        return run.refuse(why_not, None)
     block, total = block_and_total(call, call.options)
-    site = replace(call_site(call, block, total), rows=tuple(_rows(call, run)), grid=grid_of(call, _gpus()), first_head=first_head)
-    with pause_malloc_graph():
-        return attend(run, sequence, q, k, v, site, scale, dense)
+    site = replace(call_site(call, block, total), grid=grid_of(call, _gpus()), first_head=first_head)
+    return attend(run, sequence, q, k, v, site, scale, dense)
 
 
-def _sequence(call: ModelCall, q, k, v):
+def _sequence(call: ModelCall, q, k, v, why_not: Refusal | None):
     if not (q.shape == k.shape == v.shape) or q.shape[0] != call.batch or call.block is None:
         return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    if why_not is not None:  # before its length is looked at: in a ring it is that of a part
+        return why_not
     return find_sequence(call, _list_of(call), _gpus(), q.shape[2])
 
 
@@ -84,17 +82,14 @@ def _gpus() -> int:
     return get_sequence_parallel_world_size()
 
 
-def _rows(call: ModelCall, run: Run) -> list[tuple]:
-    """Whose each batch row is. Where Raylight gives each GPU its own conditionings, the host's list of them is still that of all."""
-    rows = call.rows()
-    if rows:
-        return rows
-    from xfuser.core.distributed import get_classifier_free_guidance_rank, get_classifier_free_guidance_world_size
-
+def share_conditionings(call: ModelCall) -> None:
+    """Whose each batch row is, where Raylight gives each GPU its own conditionings: the host's list of them is still that of all."""
+    parallel, run = sys.modules.get("xfuser.core.distributed.parallel_state"), call.options.get(RUN)
+    if call.refusal is not None or call.conditionings or getattr(parallel, "_CFG", None) is None:
+        return
     of_all = tuple(zip(call.options.get("uuids") or (), call.options.get("cond_or_uncond") or (), strict=False))
-    groups = get_classifier_free_guidance_world_size()
-    if not of_all or len(of_all) * run.batch != call.batch * groups or len(of_all) % groups:
-        return []
-    share = len(of_all) // groups
-    first = get_classifier_free_guidance_rank() * share
-    return replace(call, conditionings=of_all[first : first + share]).rows()
+    groups = parallel.get_classifier_free_guidance_world_size()
+    if len(of_all) * run.batch == call.batch * groups and len(of_all) % groups == 0:
+        share = len(of_all) // groups
+        first = parallel.get_classifier_free_guidance_rank() * share
+        call.conditionings = of_all[first : first + share]

@@ -13,11 +13,14 @@ from ..patching.model_call import ModelCall
 
 def find_sequence(call: ModelCall, blocks: str, gpus: int, tokens: int) -> Sequence | Refusal:
     """The order of so many tokens of a self-attention in the network's list `blocks`, or why it is not one over the video."""
-    # A text that each GPU has whole comes as often as there are GPUs; LTX-Video's is cut as the video is.
-    if any(tokens in (gpus * length, length + -length % gpus) for length in call.other_lengths):
-        return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
     rule = _CUT_OTHERWISE.get(family_of(call.network).network, _cut_at_once)
-    return rule(call, blocks, gpus, tokens)
+    found = rule(call, blocks, gpus, tokens)
+    # A text that each GPU has whole comes as often as there are GPUs; LTX-Video's is cut as the video is.
+    if rule not in _TEXT_INSIDE and any(tokens in (gpus * length, length + -length % gpus) for length in call.other_lengths):
+        if isinstance(found, Sequence):
+            return Refusal(Reason.UNKNOWN_LAYOUT, f"{tokens:,} video tokens and as many of another input cannot be told apart")
+        return Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+    return found
 
 
 def grid_of(call: ModelCall, gpus: int) -> tuple[int, int, int]:
@@ -81,3 +84,4 @@ _CUT_OTHERWISE = {
     "comfy.ldm.cosmos.model.GeneralDIT": _frames_apart,
     "comfy.ldm.minimax.model.MiniMaxH3Model": _video_last,
 }
+_TEXT_INSIDE = (_text_and_video_apart, _video_last)  # whose blocks have no attention over another input alone

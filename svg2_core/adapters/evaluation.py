@@ -1,5 +1,6 @@
 """One evaluation of a network, for engines that tell its attention nothing of step, block or conditioning."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Hashable
 
@@ -27,6 +28,8 @@ class Evaluation:
     self-attentions over the video an evaluation has, None: not known (then all blocks have the same density, where the presets give the
     first one more, and dense_blocks cannot count from the last).
 
+    Raises ValueError where the sequence is a function and blocks is not given.
+
     Blocks are numbered by the calls over the whole sequence, in the order they come.
     """
 
@@ -34,6 +37,8 @@ class Evaluation:
         self, session: Session, sequence: Sequence | Callable[[int], Sequence], *, sigma: torch.Tensor | float | None = None,
         conditioning: Hashable = None, blocks: int | None = None,
     ):  # fmt: skip
+        if callable(sequence) and blocks is None:
+            raise ValueError("blocks: must be given where the sequence is a function of the block's number")
         self.session = session
         self.sequence = sequence
         self.sigma = sigma
@@ -51,35 +56,63 @@ class Evaluation:
     def __exit__(self, *_) -> None:
         _now.evaluation = self._before
         if self._watch is not None:
-            self._watch.stop()
+            with contextlib.suppress(RuntimeError):  # after a device fault; the fault itself is the error to show
+                self._watch.stop()
 
     def answer(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, first_head: int = 0,
-        dense: Callable[[], object] | None = None,
+        why_not: Refusal | None = None, dense: Callable[[], object] | None = None,
     ) -> torch.Tensor | Refusal | Stopwatch:  # fmt: skip
-        """The answer to q, k, v `[B, H, N, D]`, padding included: see `attend`. first_head: number of head 0 among all."""
+        """The answer to q, k, v `[B, H, N, D]`, padding included: see `attend`. Keys may have lost the padding at their end.
+
+        first_head: number of head 0 among all; why_not: why a call of this kind is dense in any case.
+        """
         if self._watch is None:
             self._watch = self.session.stats.model_call(self._step, self.session.schedule.sigmas[self._step], q.device)
-        sequence = self.sequence(self._block) if callable(self.sequence) else self.sequence
-        if not (q.shape == k.shape == v.shape and q.shape[2] == sequence.tokens):
-            return self.session.refuse(Refusal(Reason.NOT_VIDEO_SELF_ATTENTION), None)
+        site = self._site(q, k, v, first_head)
+        if site is None or why_not is not None:
+            refusal = why_not or Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
+            return self.session.refuse(refusal, site and site.label, site and site.step)
+        return attend(self.session, self._sequence(site.block), q, k, v, site, scale, dense)
+
+    def _site(self, q, k, v, first_head: int) -> CallSite | None:
+        """Of a call over the whole sequence, which is then counted; None of any other."""
+        if self._block == self.blocks or k.shape != v.shape:
+            return None
+        sequence = self._sequence(self._block)
+        whole = (*q.shape[:2], sequence.tokens, q.shape[3])
+        cut = (*q.shape[:2], sequence.tokens - sequence.padding_behind, q.shape[3])
+        if q.shape != whole or k.shape not in (whole, cut):
+            return None
         rows = tuple((self.conditioning, row) for row in range(q.shape[0]))
         site = CallSite(self._step, self._block, self.blocks, rows=rows, first_head=first_head)
         self._block += 1
-        return attend(self.session, sequence, q, k, v, site, scale, dense)
+        return site
+
+    def _sequence(self, block: int) -> Sequence:
+        return self.sequence(block) if callable(self.sequence) else self.sequence
 
 
 def attend(
     session: Session, sequence: Sequence, q, k, v, site: CallSite, scale: float | None, dense: Callable[[], object] | None = None
 ) -> torch.Tensor | Refusal | Stopwatch:
     """The session's answer to q, k, v `[B, H, N, D]` in an engine's order of tokens, in that order; zero at the padding. Without one, why,
-    or the watch that is to be stopped when the dense answer is there. dense: makes it, for a time to compare with."""
-    answer = session.attend(*(sequence.gather(x) for x in (q, k, v)), sequence.layout, site, scale=scale)
-    if isinstance(answer, Refusal):
-        return (session.stats.dense_watch(q.device) if answer.reason in COMPARABLE else None) or answer
+    or the watch that is to be stopped when the dense answer is there. dense: makes it, for a time to compare with.
+
+    A shortage of memory is a reason here, too, where tokens are put in order: one device that raised would leave the others waiting.
+    """
+    try:
+        answer = session.attend(*(sequence.gather(x) for x in (q, k, v)), sequence.layout, site, scale=scale)
+        out = answer if isinstance(answer, Refusal) else sequence.scatter(answer.out)
+    except Exception as error:
+        if not session.out_of_memory(error):
+            raise
+        out = session.refuse(Refusal(Reason.OUT_OF_MEMORY, str(error).partition("\n")[0]), site.label, site.step)
+    if isinstance(out, Refusal):
+        return (session.stats.dense_watch(q.device) if out.reason in COMPARABLE else None) or out
     if dense is not None:
         session.compare(q.device, site.step, dense)
-    return sequence.scatter(answer.out)
+    return out
 
 
 def current() -> Evaluation | None:
@@ -92,9 +125,7 @@ def answer_of_the_current(q, k, v, *, scale: float | None, first_head: int, why_
     evaluation = current()
     if evaluation is None:
         return None
-    if why_not is not None:
-        return evaluation.session.refuse(why_not, None)
-    return evaluation.answer(q, k, v, scale=scale, first_head=first_head, dense=dense)
+    return evaluation.answer(q, k, v, scale=scale, first_head=first_head, why_not=why_not, dense=dense)
 
 
 def or_dense(answer: object, dense: Callable[[], object]) -> object:

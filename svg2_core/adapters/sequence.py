@@ -58,6 +58,12 @@ class Sequence:
         """How many there are, padding too."""
         return sum(length for _, length in self.segments)
 
+    @property
+    def padding_behind(self) -> int:
+        """How many of them are padding at the end."""
+        kind, length = self.segments[-1]
+        return length if kind == PAD else 0
+
     def count(self, kind: str) -> int:
         return sum(length for k, length in self.segments if k == kind)
 

@@ -10,6 +10,7 @@ answers by itself; where it cannot, it alone computes dense attention, and the c
 """
 
 import functools
+import threading
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,9 @@ import torch.distributed
 
 from ..reasons import Reason, Refusal
 from .evaluation import answer_of_the_current, or_dense
+
+_IN_ORDER = ("dropout_p", "softmax_scale", "causal")  # what engines agree on, of what may stand behind q, k, v without its name
+_nested = threading.local()
 
 
 def ring_attention(dense: Callable, *, group=None, answer: Callable = answer_of_the_current) -> Callable:
@@ -28,35 +32,48 @@ def ring_attention(dense: Callable, *, group=None, answer: Callable = answer_of_
     tensor; else the call is dense, and a `Stopwatch` is stopped then.
     """
 
-    @functools.wraps(dense)
-    def attend(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, *more, **named):
-        def densely():
-            return dense(q, k, v, dropout_p, softmax_scale, causal, *more, **named)
+    def densely(*args, **named):
+        before, _nested.now = getattr(_nested, "now", False), True
+        try:
+            return dense(*args, **named)
+        finally:
+            _nested.now = before
 
+    @functools.wraps(dense)
+    @torch.compiler.disable
+    def attend(q, k, v, *more, **named):  # passed on as they come: what stands at `dense` may look for names
+        if getattr(_nested, "now", False):  # somebody has put us in once more, around what holds us already
+            return dense(q, k, v, *more, **named)
+        asked = {**dict(zip(_IN_ORDER, more, strict=False)), **named}
+        make = functools.partial(densely, q, k, v, *more, **named)
         out = answer(
-            *(x.transpose(1, 2) for x in (q, k, v)), scale=softmax_scale, why_not=_why_not(dropout_p, causal, named), dense=densely,
+            *(x.transpose(1, 2) for x in (q, k, v)), scale=asked.get("softmax_scale"), dense=make,
+            why_not=_why_not(asked, unnamed=len(more) > len(_IN_ORDER)),
             first_head=0 if group is None else torch.distributed.get_rank(group) * q.shape[2],
         )  # fmt: skip
-        return out.transpose(1, 2) if isinstance(out, torch.Tensor) else or_dense(out, densely)
+        return out.transpose(1, 2) if isinstance(out, torch.Tensor) else or_dense(out, make)
 
     attend.dense = dense
     return attend
 
 
-def _why_not(dropout_p: float, causal: bool, named: dict) -> Refusal | None:
-    """What a call asks for that sparse attention is not."""
-    ring = named.get("group")
-    window = named.get("window_size") or (-1, -1)
+def _why_not(call: dict, unnamed: bool = False) -> Refusal | None:
+    """What a call asks for that sparse attention is not. unnamed: there are arguments whose meaning differs among engines."""
+    ring = call.get("group")
+    window = call.get("window_size") or (-1, -1)
     devices = torch.distributed.get_world_size(ring) if ring is not None and torch.distributed.is_initialized() else 1
     asked = {
         f"ring attention over {devices} GPUs: none of them sees all keys": devices > 1,
-        "text as joint tensors, which are replicated and not part of the sequence": named.get("joint_tensor_key") is not None,
-        "causal attention": causal,
-        "dropout": dropout_p > 0,
+        "text as joint tensors, which are replicated and not part of the sequence": call.get("joint_tensor_key") is not None,
+        "causal attention": call.get("causal"),
+        "dropout": call.get("dropout_p"),
         "attention in a window": tuple(window) != (-1, -1),
-        "biases by position": named.get("alibi_slopes") is not None,
-        "attention probabilities are asked for": named.get("return_attn_probs"),
-        "keys kept from earlier steps": named.get("attn_layer") is not None,
+        "biases by position": call.get("alibi_slopes") is not None,
+        "attention probabilities are asked for": call.get("return_attn_probs"),
+        "keys kept from earlier steps": call.get("attn_layer") is not None,
+        "capped logits": call.get("softcap"),
+        "quantised queries, keys or values": any(call.get(f"{x}_descale") is not None for x in "qkv"),
+        "arguments without their names": unnamed,
     }
     why = next((what for what, is_so in asked.items() if is_so), None)
     return None if why is None else Refusal(Reason.UNKNOWN_LAYOUT, why)

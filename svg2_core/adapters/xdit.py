@@ -15,6 +15,8 @@ import torch
 from ..reasons import Reason, Refusal
 from .evaluation import answer_of_the_current, or_dense
 
+_HARMLESS = {"valid_kv_len", "thw"}  # keys that USP has cut by then; the video's size
+
 
 def attention(dense: Callable, *, rank: Callable[[], int] = lambda: 0, ring: Callable[[], int] = lambda: 1, answer=answer_of_the_current):
     """A function for xDiT's `register_attention_function`, in front of another one, `dense`, which answers what SVG2 does not.
@@ -24,21 +26,26 @@ def attention(dense: Callable, *, rank: Callable[[], int] = lambda: 0, ring: Cal
     """
 
     @functools.wraps(dense)
-    def attend(query, key, value, dropout_p=0.0, is_causal=False, **named):
-        def densely():
-            return dense(query, key, value, dropout_p=dropout_p, is_causal=is_causal, **named)
-
-        out = answer(
-            query, key, value, scale=None, first_head=rank() * query.shape[1], why_not=_why_not(dropout_p, is_causal, ring()), dense=densely
+    @torch.compiler.disable
+    def attend(query, key, value, dropout_p=0.0, is_causal=False, attention_kwargs=None):
+        make = functools.partial(
+            dense, query, key, value, dropout_p=dropout_p, is_causal=is_causal, attention_kwargs=attention_kwargs
         )  # fmt: skip
-        return (out, None) if isinstance(out, torch.Tensor) else or_dense(out, densely)
+        out = answer(
+            query, key, value, scale=None, dense=make, first_head=rank() * query.shape[1],
+            why_not=_why_not(dropout_p, is_causal, attention_kwargs or {}, ring()),
+        )  # fmt: skip
+        return (out, None) if isinstance(out, torch.Tensor) else or_dense(out, make)
 
     return attend
 
 
-def _why_not(dropout_p: float | None, is_causal: bool | None, ring: int) -> Refusal | None:
+def _why_not(dropout_p: float | None, is_causal: bool | None, more: dict, ring: int) -> Refusal | None:
     if ring > 1:
         return Refusal(Reason.UNKNOWN_LAYOUT, f"ring attention over {ring} GPUs: none of them sees all keys")
     if is_causal or dropout_p:
         return Refusal(Reason.UNKNOWN_LAYOUT, "causal attention" if is_causal else "dropout")
+    asked = sorted(name for name, value in more.items() if value is not None and name not in _HARMLESS)
+    if asked:
+        return Refusal(Reason.UNKNOWN_LAYOUT, f"attention_kwargs ask for {', '.join(asked)}")
     return None

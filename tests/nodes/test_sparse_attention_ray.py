@@ -76,7 +76,7 @@ def node(monkeypatch):
     from svg2_pack.nodes.raylight import actors
     from svg2_pack.nodes.sparse_attention_ray import SVG2SparseAttentionRay
 
-    monkeypatch.setattr(actors, "here", lambda: True)
+    monkeypatch.setattr(actors, "is_installed", lambda: True)
     return SVG2SparseAttentionRay
 
 
@@ -151,22 +151,35 @@ def test_bad_input_is_one_sentence(actors, node, monkeypatch):
         node.execute(actors, backend="tritn", **KNOBS)
     for parallel, sentence in (
         ({"ulysses_degree": 1, "ring_degree": 2}, "^ray_actors: Raylight was started with ring_degree 2: "),
+        ({"ulysses_degree": 2, "ring_degree": 1, "pipefusion_enabled": True}, "^ray_actors: Raylight was started with PipeFusion"),
         ({"ulysses_degree": 5, "ring_degree": 1}, r"^ray_actors: \d+ attention heads cannot be shared out evenly among 5 GPUs"),
     ):
         ray.get(first.set_parallel.remote(**parallel))
         with pytest.raises(ValueError, match=sentence):
             node.execute(actors, **KNOBS)
     ray.get(first.set_parallel.remote(ulysses_degree=2, ring_degree=1))
-    monkeypatch.setattr(ours, "here", lambda: False)
+    monkeypatch.setattr(ours, "is_installed", lambda: False)
     with pytest.raises(ValueError, match=r"^Raylight is not installed here"):
         node.execute(actors, **KNOBS)
 
 
+def test_each_node_reports_its_own_runs(actors, node):
+    """Two nodes one after the other on the same actors, as for two experts: the first one's report is asked for when the second has run."""
+    _, first = node.execute(actors, **KNOBS).result
+    sampled(actors, steps=1)
+    _, second = node.execute(actors, **{**KNOBS, "density": 0.6}).result
+    sampled(actors, steps=2)
+    assert (first.latest().sparse_calls, second.latest().sparse_calls) == (2 * BLOCKS, 2 * 2 * BLOCKS)
+    assert first.latest().settings["density"] == 0.3 and second.latest().settings["density"] == 0.6
+
+
 def test_actors_that_are_gone(actors, node):
-    """What is known of their runs stays. Last: they do not come back."""
+    """What is known of their runs stays, and nobody starts Ray anew to ask. Last: they do not come back."""
     _, stats = node.execute(actors, **KNOBS).result
     sampled(actors)
     report = stats.latest()
     for actor in actors["workers"]:
         ray.kill(actor)
     assert stats.latest() is report
+    ray.shutdown()
+    assert stats.latest() is report and not ray.is_initialized()
