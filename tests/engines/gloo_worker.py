@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import conftest  # noqa: F401  loads the pack
 from engine_cases import BLOCKS, CASES, CONFIG, SIGMAS, full, session_of, token_order
 from svg2_pack.svg2_core import session as session_module
-from svg2_pack.svg2_core.adapters import Evaluation
+from svg2_pack.svg2_core.adapters import Evaluation, Sequence
 from svg2_pack.svg2_core.adapters.ulysses import ring_attention
 
 PROCESSES = 2
@@ -39,13 +39,14 @@ def main(name: str, rank: int, store: str, out: str) -> None:
     seen, dense = [], attention.ring_attn_fn
     attention.ring_attn_fn = lambda *args, **named: seen.append(tuple(args[0].shape)) or dense(*args, **named)
     attention.ring_attn_fn = ring_attention(attention.ring_attn_fn, group=attention.ulysses_pg)
-    config, causal = CONFIG, False
+    config, causal, short_of_memory = CONFIG, False, None
     if name.endswith(":everything"):
         config = replace(CONFIG, density=1.0)
     if name.endswith(":causal"):
         causal = True
-    if name.endswith(":memory") and rank == 1:
-        session_module.svg2_attention = _no_room
+    short = {"memory": (session_module, "svg2_attention"), "gather": (Sequence, "gather"), "scatter": (Sequence, "scatter")}
+    if (place := short.get(name.partition(":")[2])) and rank == 1:
+        short_of_memory = place
     session, outs = session_of(config), []
     with torch.no_grad():
         for step, sigma in enumerate(SIGMAS[:-1]):
@@ -54,7 +55,7 @@ def main(name: str, rank: int, store: str, out: str) -> None:
                     mine = [_share(token_order(case, block, PROCESSES), x, rank) for x in full(case, step, block)]
                     cross = torch.randn(1, 8, *mine[0].shape[2:], generator=torch.Generator().manual_seed(1))
                     attention(mine[0], cross, cross)  # over a text: not for SVG2, and it does not count as a block
-                    outs.append(attention(*mine, causal=causal))
+                    outs.append(_with(short_of_memory, lambda mine=mine: attention(*mine, causal=causal)))
     torch.save({"outs": outs, "dense": seen, "report": session.report(completed=True).to_dict()}, out)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -63,6 +64,18 @@ def main(name: str, rank: int, store: str, out: str) -> None:
 def _share(order, x: torch.Tensor, rank: int) -> torch.Tensor:
     """This process' part `[B, N / P, H, D]` of `[B, H, N, D]`, which the order's `scatter` has put where the engine wants it."""
     return order.scatter(x).transpose(1, 2).chunk(PROCESSES, 1)[rank].contiguous()
+
+
+def _with(place: tuple | None, call):
+    """The call, made where this function has no room."""
+    if place is None:
+        return call()
+    there = getattr(*place)
+    setattr(*place, _no_room)
+    try:
+        return call()
+    finally:
+        setattr(*place, there)
 
 
 def _no_room(*_, **__):

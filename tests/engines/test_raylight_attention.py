@@ -61,13 +61,13 @@ def raylight(host, monkeypatch):
 def patched(model, **knobs):
     from svg2_pack.nodes.raylight import worker
 
-    return worker.patch(model, preset="auto", backend="auto", knobs={**KNOBS, **knobs}, gpus=1)
+    return worker.patch(model, token="test", preset="auto", backend="auto", knobs={**KNOBS, **knobs}, gpus=1)
 
 
 def report_of(model) -> dict:
     from svg2_pack.nodes.raylight import worker
 
-    return worker.report(model)
+    return worker.report(model, token="test")[1]
 
 
 @pytest.mark.parametrize("name", CROSS)
@@ -82,7 +82,9 @@ def test_as_on_one_gpu(raylight, name, monkeypatch):
     assert report["sparse_calls"] == calls and report["cold_calls"] == 0 and report["dense_calls"] == {} and report["completed"]
     raylight.asked.clear()
     assert rel_l2(tiny_models.sample(variant, patched(model, density=1.0)), before) <= 1e-4
-    assert len(raylight.asked) == 2 * CROSS[name] and all(q != k for q, k, *_ in raylight.asked)
+    over_the_video = [q for q, k, *_ in raylight.asked if q == k]
+    assert len(over_the_video) == 1, "for a time to compare with"
+    assert len(raylight.asked) == 2 * CROSS[name] + 1
 
     monkeypatch.undo()  # the host's attention again
     alone = patched(variant.build())
@@ -112,7 +114,7 @@ def test_of_a_part_of_the_keys_the_reason_is_told(raylight, monkeypatch):
 
     variant = VARIANTS["wan2.1 t2v"]
     model = patched(variant.build())
-    monkeypatch.setattr(ulysses, "_why_not", lambda call: ulysses.Refusal(ulysses.Reason.UNKNOWN_LAYOUT, "a ring"))
+    monkeypatch.setattr(ulysses, "_why_not", lambda *_, **__: ulysses.Refusal(ulysses.Reason.UNKNOWN_LAYOUT, "a ring"))
     monkeypatch.setattr("svg2_pack.nodes.raylight.attention.find_sequence", None)
     tiny_models.sample(variant, model)
     report = report_of(model)

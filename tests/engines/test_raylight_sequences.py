@@ -34,7 +34,7 @@ def self_attentions(host, monkeypatch):
     def run(variant):
         monkeypatch.setattr(override, "find_layout", find_layout)
         shape = {"shape": torch.zeros(ODD[variant.name])} if variant.name in ODD else {}
-        model = patch(tiny_models.build_or_skip(variant), preset="auto", backend="auto", knobs={"warmup_steps": 1, "min_tokens": 0}, gpus=1)
+        model = patch(tiny_models.build_or_skip(variant), token="test", preset="auto", backend="auto", knobs={"warmup_steps": 1, "min_tokens": 0}, gpus=1)
         tiny_models.sample(variant, model, steps=1, **shape)
         return seen
 

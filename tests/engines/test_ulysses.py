@@ -67,7 +67,7 @@ def test_as_one_process_with_all_heads(case, tmp_path):
         assert report.sparse_calls == STEPS * BLOCKS == whole.sparse_calls and report.dense_calls == {} and report.cold_calls == 0
         assert report.tokens == CASES[case].video and report.block_labels == ["0", "1", "2"] and report.completed
     assert sum(report.density for report in reports) / 2 == pytest.approx(whole.density, rel=1e-4)
-    assert all(len(rank["dense"]) == STEPS * BLOCKS for rank in ranks), "the attention over the text alone was dense"
+    assert all(len(rank["dense"]) == STEPS * BLOCKS + 1 for rank in ranks), "the attention over the text, and one for a time to compare with"
 
 
 def test_everything_selected_is_dense_attention(tmp_path):
@@ -77,16 +77,19 @@ def test_everything_selected_is_dense_attention(tmp_path):
     assert all(rank["report"]["sparse_calls"] == STEPS * BLOCKS for rank in ranks)
 
 
-def test_a_process_short_of_memory_goes_dense_alone(tmp_path):
-    """Its heads are those of dense attention, padding left in, as the engine has it; the other's are sparse; nothing hangs."""
-    ranks = together("wan:memory", tmp_path)
+@pytest.mark.parametrize("where", ["memory", "gather", "scatter"])
+def test_a_process_short_of_memory_goes_dense_alone(where, tmp_path):
+    """In the call, or where it puts tokens in order. Its heads are those of dense attention, padding left in, as the engine has it; the
+    other's are sparse; nothing hangs."""
+    case = CASES["hunyuan"]
+    ranks = together(f"hunyuan:{where}", tmp_path)
     assert ranks[0]["report"]["dense_calls"] == {} and ranks[1]["report"]["dense_calls"] == {"out_of_memory": STEPS * BLOCKS}
-    assert ranks[1]["report"]["sparse_calls"] == 0
-    found, (sparse, _) = gathered("wan", ranks), alone("wan")
+    assert ranks[1]["report"]["sparse_calls"] == (STEPS * BLOCKS if where == "scatter" else 0)
+    found, (sparse, _) = gathered("hunyuan", ranks), alone("hunyuan")
     for call, right in enumerate(sparse):
         step, block = divmod(call, BLOCKS)
-        padded = [F.pad(x, (0, 0, 0, 1)) for x in full(CASES["wan"], step, block)]
-        heads = F.scaled_dot_product_attention(*padded)[:, 2:, :-1]
+        order = token_order(case, block, 2)
+        heads = order.gather(F.scaled_dot_product_attention(*(order.scatter(x) for x in full(case, step, block))))[:, 2:]
         assert torch.equal(found[call][:, :2], right[:, :2])
         assert (found[call][:, 2:] - heads).norm() <= 1e-5 * heads.norm()
 

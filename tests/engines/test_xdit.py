@@ -58,7 +58,7 @@ def test_each_process_answers_for_its_heads(case, cut):
         assert torch.equal(torch.cat(parts, 1), right)
     for _, report in of_ranks:
         assert report.sparse_calls == len(expected) and report.dense_calls == {} and report.cold_calls == 0
-    assert dense.asked == []
+    assert len(dense.asked) == GPUS, "each makes one dense call, for a time to compare with"
 
 
 NOT_OURS = {
