@@ -14,6 +14,7 @@ from ...svg2_core.adapters.evaluation import attend
 from ...svg2_core.adapters.ulysses import ring_attention
 from ...svg2_core.reasons import Reason, Refusal
 from ..patching.block_numbers import block_and_total
+from ..patching.host_records import pause_malloc_graph, recorded
 from ..patching.model_call import ModelCall
 from ..patching.now import current
 from ..patching.option_keys import RUN
@@ -55,7 +56,10 @@ def _answer(q, k, v, *, scale, first_head: int, why_not: Refusal | None):
         return run.refuse(sequence, None)
     block, total = block_and_total(call, call.options)
     site = replace(call_site(call, block, total), grid=grid_of(call, _gpus()), first_head=first_head)
-    return attend(run, sequence, q, k, v, site, scale)
+    if recorded(q.device):
+        return run.refuse(Refusal(Reason.RECORDED), site.label, call.step)
+    with pause_malloc_graph():  # as in the host's own attention: Raylight's blocks may run inside the host's record of them
+        return attend(run, sequence, q, k, v, site, scale)
 
 
 def _sequence(call: ModelCall, q, k, v, why_not: Refusal | None):
