@@ -34,7 +34,7 @@ class SVG2SparseAttentionRay(io.ComfyNode):
             ),
             search_aliases=["sparse attention ray", "raylight svg2", "svg2 multi gpu"],
             inputs=[
-                RayActors.Input("ray_actors", tooltip="Raylight's workers, with a video model loaded: Wan, HunyuanVideo, LTX-Video, Cosmos. With ring_degree 1."),
+                RayActors.Input("ray_actors", tooltip="Raylight's workers, with a video model loaded: Wan, HunyuanVideo, Cosmos, LTX-Video, MiniMax-H3. With ring_degree 1."),
                 *knobs,
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],

@@ -14,6 +14,7 @@ from ...svg2_core.adapters.evaluation import attend
 from ...svg2_core.adapters.ulysses import ring_attention
 from ...svg2_core.reasons import Reason, Refusal
 from ..patching.block_numbers import block_and_total
+from ..patching.host_records import recorded
 from ..patching.model_call import ModelCall
 from ..patching.now import current
 from ..patching.option_keys import RUN
@@ -55,6 +56,8 @@ def _answer(q, k, v, *, scale, first_head: int, why_not: Refusal | None, dense: 
         return run.refuse(sequence, None)
     block, total = block_and_total(call, call.options)
     site = replace(call_site(call, block, total), grid=grid_of(call, _gpus()), first_head=first_head)
+    if recorded(q.device):
+        return run.refuse(Refusal(Reason.RECORDED), site.label, call.step)
     return attend(run, sequence, q, k, v, site, scale, dense)
 
 

@@ -1,5 +1,6 @@
 """The attention of Raylight's workers, in one process with a stand-in for its modules: what is between its collectives, and nothing else."""
 
+import contextlib
 import sys
 import types
 
@@ -168,3 +169,28 @@ def test_a_worker_without_xfuser(raylight, monkeypatch):
     model = patched(variant.build())
     tiny_models.sample(variant, model, cfg=4.0)
     assert report_of(model)["sparse_calls"] == 2 * variant.blocks and report_of(model)["cold_calls"] == 0
+
+
+def test_what_the_host_records_of_a_block(raylight, monkeypatch):
+    """Each sparse answer is made outside its record of allocations; a block that becomes a CUDA graph is dense."""
+    from svg2_pack.nodes.raylight import attention
+    from svg2_pack.svg2_core import session
+
+    paused, answers, attend = [], [], session.svg2_attention
+
+    @contextlib.contextmanager
+    def pause():
+        paused.append(True)
+        yield
+        paused.pop()
+
+    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", types.SimpleNamespace(pause_malloc_graph=pause))
+    monkeypatch.setattr(session, "svg2_attention", lambda *args, **named: answers.append(len(paused)) or attend(*args, **named))
+    variant = VARIANTS["wan2.1 t2v"]
+    model = patched(variant.build())
+    tiny_models.sample(variant, model)
+    assert answers == [1] * 2 * variant.blocks and not paused
+
+    monkeypatch.setattr(attention, "recorded", lambda device: True)
+    tiny_models.sample(variant, model)
+    assert report_of(model)["dense_calls"] == {"recorded": 2 * variant.blocks} and len(answers) == 2 * variant.blocks
