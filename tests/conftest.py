@@ -40,9 +40,8 @@ def _adapt_interpreter():
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch(tensor, *scope):
-        patch_tensor(tensor, *scope)
-        if not scope:  # older versions: numpy 2.4 takes an array of one element for no number
-            tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+        patch_tensor(tensor, *scope)  # whose older versions make an array of one element an index: no number to numpy 2.4
+        (scope[0].set_attr if scope else setattr)(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
     interpreter._patch_lang_tensor = patch
     count = interpreter.InterpreterBuilder.create_histogram
@@ -123,14 +122,14 @@ def _remember_types(interpreter):
             constants[key] = constant(self, value, dtype)
         return constants[key]
 
-    def patch_attr(obj, name, member, builder, scope):
+    def patch_attr(obj, name, member, builder, *scope):
         function = getattr(member, "__wrapped__", member)
 
         def call(*args, **kwargs):
             kwargs["_semantic"] = interpreter.interpreter_semantic
             return function(*args, **kwargs)
 
-        scope.set_attr(obj, name, call)
+        (scope[0].set_attr if scope else setattr)(obj, name, call)
 
     semantic.broadcast_impl_value, semantic.binary_op_type_checking_impl = broadcast_impl_value, binary_op_type_checking_impl
     semantic.scalar_constant = scalar_constant
