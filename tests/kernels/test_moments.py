@@ -13,7 +13,8 @@ NAMES = ("values", "log_mass", "variance", "spread")
 
 def made(seed, d=64, factor=1.0, dtype=torch.float32, memory="bhnd", c_k=C_K):
     g = cases.generator(seed)
-    q, k, v = (cases.MEMORY[memory]((factor * x).to(dtype)) for x in cases.semantic_qkv(g, B, H, N, d))
+    kinds = memory, memory, "bnhd"  # values lie otherwise than keys
+    q, k, v = (cases.MEMORY[kind]((factor * x).to(dtype)) for kind, x in zip(kinds, cases.semantic_qkv(g, B, H, N, d), strict=True))
     q_labels, k_labels = (cases.ragged_labels(g, B, H, N, c) for c in (C_Q, c_k))
     return q, k, v, q_labels, k_labels
 
