@@ -20,7 +20,8 @@ if not torch.cuda.is_available():
 
 def _adapt_interpreter():
     """Triton's interpreter, one launch at a time (its place in the grid is a global), and less of its time in vain: half
-    goes into patching triton.language anew at every call of a helper, a quarter of the rest into checks nobody reads."""
+    goes into patching triton.language anew at every call of a helper, a quarter of the rest into checks nobody reads, and
+    half of what is then left into making the same few types again (`_remember_types`)."""
     from triton.runtime import interpreter
 
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
@@ -39,9 +40,8 @@ def _adapt_interpreter():
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch(tensor, *scope):
-        patch_tensor(tensor, *scope)
-        if not scope:  # older versions: numpy 2.4 takes an array of one element for no number
-            tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+        patch_tensor(tensor, *scope)  # whose older versions make an array of one element an index: no number to numpy 2.4
+        (scope[0].set_attr if scope else setattr)(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
     interpreter._patch_lang_tensor = patch
     count = interpreter.InterpreterBuilder.create_histogram
@@ -55,6 +55,86 @@ def _adapt_interpreter():
     interpreter.InterpreterBuilder.create_histogram = histogram
     interpreter.InterpretedFunction.__call__ = call
     interpreter.GridExecutor.__call__ = run
+    _remember_types(interpreter)
+
+
+def _remember_types(interpreter):
+    """Each type, and what a tensor knows from its type, is made once: they are never changed, and equal by their names."""
+    from triton.language import core
+
+    types, of_tensors, of_numpy = {}, {}, {}
+    make_type, make_tensor, numpy_type = core.block_type.__init__, core.tensor.__init__, interpreter._get_np_dtype
+
+    def block_type(self, element_ty, shape):
+        key = element_ty.name, *map(int, shape)
+        if key not in types:
+            make_type(self, element_ty, shape)
+            types[key] = self.__dict__ | {"sides": key[1:]}
+        self.__dict__ = types[key]
+
+    def tensor(self, handle, type):
+        if type.name not in of_tensors:
+            make_tensor(self, None, type)
+            of_tensors[type.name] = dict(self.__dict__)
+        self.__dict__.update(of_tensors[type.name])
+        self.handle = handle
+
+    def handle(self, data, dtype, attr=None):
+        self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
+
+    def np_dtype(type):
+        if type.name not in of_numpy:
+            of_numpy[type.name] = numpy_type(type)
+        return of_numpy[type.name]
+
+    core.block_type.__init__, core.tensor.__init__ = block_type, tensor
+    interpreter.TensorHandle.__init__, interpreter._get_np_dtype = handle, np_dtype
+    if not hasattr(interpreter, "interpreter_semantic"):
+        return  # the older versions, with which few tests run
+    semantic, same = type(interpreter.interpreter_semantic), core.dtype.__eq__
+    broadcast, checked, constant = semantic.broadcast_impl_value, semantic.binary_op_type_checking_impl, semantic.scalar_constant
+    constants, plain, integers = {}, ("int1", "int32", "int64", "fp32"), ("int32", "int64")
+
+    def broadcast_impl_value(self, lhs, rhs):
+        of_lhs, of_rhs = (x.type.__dict__.get("sides", ()) for x in (lhs, rhs))
+        if of_lhs == of_rhs:
+            return lhs, rhs
+        if len(of_lhs) != len(of_rhs) or any(a != b and 1 not in (a, b) for a, b in zip(of_lhs, of_rhs, strict=True)):
+            return broadcast(self, lhs, rhs)
+        shape = tuple(map(max, of_lhs, of_rhs))
+        if of_lhs != shape:
+            lhs = core.tensor(self.builder.create_broadcast(lhs.handle, shape), core.block_type(lhs.dtype, list(shape)))
+        if of_rhs != shape:
+            rhs = core.tensor(self.builder.create_broadcast(rhs.handle, shape), core.block_type(rhs.dtype, list(shape)))
+        return lhs, rhs
+
+    def binary_op_type_checking_impl(self, lhs, rhs, *args, **kwargs):
+        if type(lhs) is type(rhs) is core.tensor:
+            of_lhs, of_rhs = lhs.dtype.name, rhs.dtype.name
+            moved = of_lhs.startswith("pointer") and of_rhs in integers and args[:1] == (True,)
+            if moved or (of_lhs == of_rhs and of_rhs in plain):
+                return broadcast_impl_value(self, lhs, rhs)
+        return checked(self, lhs, rhs, *args, **kwargs)
+
+    def scalar_constant(self, value, dtype):
+        key = type(value), value, dtype and dtype.name
+        if key not in constants:
+            constants[key] = constant(self, value, dtype)
+        return constants[key]
+
+    def patch_attr(obj, name, member, builder, *scope):
+        function = getattr(member, "__wrapped__", member)
+
+        def call(*args, **kwargs):
+            kwargs["_semantic"] = interpreter.interpreter_semantic
+            return function(*args, **kwargs)
+
+        (scope[0].set_attr if scope else setattr)(obj, name, call)
+
+    semantic.broadcast_impl_value, semantic.binary_op_type_checking_impl = broadcast_impl_value, binary_op_type_checking_impl
+    semantic.scalar_constant = scalar_constant
+    core.dtype.__eq__ = lambda self, other: self is other or same(self, other)
+    interpreter._patch_attr = patch_attr
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None

@@ -1,8 +1,15 @@
 """Inputs the tests share: ragged partitions, tensors in awkward memory, data with clusters in it."""
 
+import os
+
 import brute_force
 import torch
 from svg2_pack.svg2_core.ops.kmeans import Clusters
+
+
+def sized(backend: str, usual, small):
+    """`usual`; or `small` where Triton's interpreter does the work, whose time goes by programs, rounds and operations."""
+    return small if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1" else usual
 
 
 def generator(seed: int) -> torch.Generator:

@@ -1,9 +1,9 @@
 """Compile every Triton kernel of a sparse call for one architecture, without a GPU, and report what it uses.
 
-    python tests/kernels/compile_ahead.py 90 [--all]      (not under TRITON_INTERPRET)
+    python tests/kernels/compile_ahead.py 90 [--all | --once]      (not under TRITON_INTERPRET)
 
 Kernels are taken from the launch path itself, with the specialisation of a run: 16-byte alignment of pointers, integers
-divisible by 16, ones; of sizes nothing. One JSON line per kernel and configuration.
+divisible by 16, ones; of sizes nothing. One JSON line per kernel and configuration; with --once, per kernel and height of its tiles.
 """
 
 import importlib.util
@@ -119,6 +119,8 @@ def main() -> None:
         for launch in recording.launches:
             src = source(launch)
             key = (launch.kernel.fn.__name__, str(src.signature), str(src.constants), str(src.attrs), str(launch.options))
+            if "--once" in sys.argv:
+                key = key[0], launch.args.get("BLOCK_M")
             if key not in seen:
                 seen.add(key)
                 print(json.dumps(compile_for(launch, arch)), flush=True)

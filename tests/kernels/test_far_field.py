@@ -134,33 +134,35 @@ def test_some_rows_of_pairs_all_selected_and_some_not_at_all():
 
 
 @pytest.mark.parametrize("selects", ["some", "none"])
-def test_one_token_per_key_cluster_is_dense(selects):
+def test_one_token_per_key_cluster_is_dense(default_backend, selects):
     """A token at its own centroid is represented exactly, whatever is selected."""
-    case = Case(6, k_labels=torch.randperm(190, generator=cases.generator(0)), c_k=190)
+    n, h = cases.sized(default_backend, (190, 2), (77, 1))
+    case = Case(6, h=h, n=n, k_labels=torch.randperm(n, generator=cases.generator(0)), c_k=n)
     if selects == "none":
         case.selected[:] = False
     out, *_ = case.run()
     assert errors(out, case.dense())[0] <= 2e-6
 
 
-def test_each_query_its_own_cluster_has_the_denominator_of_dense():
+def test_each_query_its_own_cluster_has_the_denominator_of_dense(default_backend):
     """log_mass is exact at the query itself. Where values are constant within key clusters, so is the result."""
-    constant = cases.ragged_labels(cases.generator(7), 1, 1, 190, C_K)
+    b, h, n = cases.sized(default_backend, (2, 2, 190), (1, 1, 77))
+    constant = cases.ragged_labels(cases.generator(7), 1, 1, n, C_K)
 
     def edit(q, k, v):
         return q, k, torch.randn(C_K, 64, generator=cases.generator(8))[constant[0, 0]].expand(q.shape)
 
-    case = Case(7, q_labels=torch.arange(190), c_q=190, k_labels=constant, edit=edit)
+    case = Case(7, b, h, n, q_labels=torch.arange(n), c_q=n, k_labels=constant, edit=edit)
     for selected in (torch.zeros_like(case.selected), case.selected.clone()):
         case.selected = selected
         out, *_ = case.run()
         assert errors(out, case.dense())[0] <= 3e-6
     # The denominator of any values: that of ones.
-    ones = Case(7, q_labels=torch.arange(190), c_q=190, k_labels=constant, edit=lambda q, k, v: (q, k, torch.ones_like(v)))
+    ones = Case(7, b, h, n, q_labels=torch.arange(n), c_q=n, k_labels=constant, edit=lambda q, k, v: (q, k, torch.ones_like(v)))
     ones.selected[:] = False
     assert (ones.run()[0] - 1).abs().max() <= 1e-6
     far = brute_force.far_field(
-        *(x[0, 0] for x in (case.q, case.k, case.v)), case.q_labels[0, 0], case.k_labels[0, 0], torch.zeros(190, C_K, dtype=torch.bool),
+        *(x[0, 0] for x in (case.q, case.k, case.v)), case.q_labels[0, 0], case.k_labels[0, 0], torch.zeros(n, C_K, dtype=torch.bool),
         case.scale, 1, [x[0, 0] for x in (case.known.log_mass, case.known.directions, case.known.direction_variances)],
     )  # fmt: skip
     dense = (case.scale * case.q[0, 0].double() @ case.k[0, 0].double().T).logsumexp(-1)
@@ -189,10 +191,10 @@ def test_one_cluster_of_identical_queries_is_the_query_s_own_first_order():
 
 
 def test_empty_clusters_and_clusters_without_extent():
-    constant = Case(10, edit=lambda q, k, v: (q, torch.ones_like(k), v))
+    constant = Case(10, b=1, edit=lambda q, k, v: (q, torch.ones_like(k), v))
     out, *_ = constant.run()
     assert errors(out, constant.dense())[0] < 1 and out.isfinite().all()
-    same = Case(11, edit=lambda q, k, v: (torch.ones_like(q), k, v))
+    same = Case(11, b=1, edit=lambda q, k, v: (torch.ones_like(q), k, v))
     assert same.run()[0].isfinite().all()
 
 
@@ -216,7 +218,7 @@ def test_a_head_is_its_own_business():
     ids=["order", "selected", "logsumexp", "exact"],
 )  # fmt: skip
 def test_bad_input_is_named(change, named):
-    case = Case(13)
+    case = Case(13, b=1, h=1, n=50)
     near, logsumexp = near_field(case.q, case.k, case.v, *case.groups, case.selected, layout=case.layout, scale=case.scale)
     good = {"q": case.q, "k": case.k, "v": case.v, "out": near, "logsumexp": logsumexp, "q_clusters": case.groups[0],
             "k_clusters": case.groups[1], "moments": case.known, "selected": case.selected, "layout": case.layout,

@@ -64,16 +64,16 @@ def test_density_is_of_pairs_of_video_tokens_and_text_comes_on_top():
     assert 0.09 < video <= 0.1
 
 
-def test_dropped_means_dropped():
+def test_dropped_means_dropped(default_backend):
     """With one-hot values the result is the attention matrix itself: without compensation, no weight but on the pairs counted,
     and each query has some."""
-    n = 128
-    q, k, _ = qkv(17, n=n, d=n)
-    one_hot = torch.eye(n).expand(1, 2, n, n)
-    config = replace(CONFIG, q_clusters=10, k_clusters=20, density=0.2, compensation="off")
+    n, h, c_q, c_k, iterations = cases.sized(default_backend, (128, 2, 10, 20, 4), (128, 1, 5, 12, 1))
+    q, k, _ = qkv(17, h=h, n=n, d=n)
+    one_hot = torch.eye(n).expand(1, h, n, n)
+    config = replace(CONFIG, q_clusters=c_q, k_clusters=c_k, density=0.2, compensation="off", kmeans_init_iters=iterations)
     result = run(0.3 * q, 0.3 * k, one_hot, config, video=(8, 110))
     assert (result.out > 0).double().mean().item() == pytest.approx(result.density.item(), abs=1e-6)
-    assert torch.allclose(result.out.sum(-1), torch.ones(1, 2, n), atol=1e-5)
+    assert torch.allclose(result.out.sum(-1), torch.ones(1, h, n), atol=1e-5)
     represented = run(0.3 * q, 0.3 * k, one_hot, replace(config, compensation="centroid"), video=(8, 110))
     assert (represented.out != 0).double().mean() > 0.9
 
@@ -122,9 +122,10 @@ def test_a_token_that_is_no_number(value, which):
             assert first.out[0, 0, 7].isnan().all()
 
 
-def test_all_is_no_number():
-    q, k, v = (torch.full((1, 1, N, 64), torch.nan) for _ in "qkv")
-    assert run(q, k, v).out.isnan().all()
+def test_all_is_no_number(default_backend):
+    n, clusters = cases.sized(default_backend, (N, {}), (140, {"q_clusters": 3, "k_clusters": 5, "kmeans_init_iters": 2}))
+    q, k, v = (torch.full((1, 1, n, 64), torch.nan) for _ in "qkv")
+    assert run(q, k, v, replace(CONFIG, **clusters)).out.isnan().all()
 
 
 @pytest.mark.parametrize("what", ["keys", "queries", "values", "everything"])
@@ -141,10 +142,11 @@ def test_constant_inputs(what):
 
 
 @pytest.mark.parametrize("n", [2, 5, 20, 33])
-def test_fewer_tokens_than_directions(n):
-    q, k, v = qkv(8, n=n)
+def test_fewer_tokens_than_directions(default_backend, n):
+    h, iterations = cases.sized(default_backend, (2, 4), (1, 1))
+    q, k, v = qkv(8, h=h, n=n)
     counts = min(4, n)
-    config = replace(CONFIG, q_clusters=counts, k_clusters=counts)
+    config = replace(CONFIG, q_clusters=counts, k_clusters=counts, kmeans_init_iters=iterations)
     first = run(q, k, v, config)
     assert first.out.isfinite().all() and run(q, k, v, config, first.centroids).out.isfinite().all()
     every = replace(config, q_clusters=n, k_clusters=n, density=1e-9)
@@ -214,11 +216,12 @@ def test_the_past_of_one_way_to_cluster_is_a_cold_start_for_another():
         assert torch.equal(run(q, k, v, config, past).out, run(q, k, v, config).out)
 
 
-def test_heads_in_chunks_and_rows_alone_are_the_same_bits():
-    q, k, v = qkv(16, b=2, h=3, n=210)
-    config = replace(CONFIG, q_clusters=9, k_clusters=21)
+def test_heads_in_chunks_and_rows_alone_are_the_same_bits(default_backend):
+    h, c_q, c_k, iterations, chunks = cases.sized(default_backend, (3, 9, 21, 4, (1, 2)), (2, 3, 7, 1, (1,)))
+    q, k, v = qkv(16, b=2, h=h, n=210)
+    config = replace(CONFIG, q_clusters=c_q, k_clusters=c_k, kmeans_init_iters=iterations)
     whole = run(q, k, v, config, video=(11, 160))
-    for heads in (1, 2):
+    for heads in chunks:
         parts = run(q, k, v, config, video=(11, 160), heads_at_a_time=heads)
         assert torch.equal(parts.out, whole.out) and torch.equal(parts.density, whole.density)
         assert torch.equal(parts.error, whole.error)

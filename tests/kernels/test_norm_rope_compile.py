@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has no build for this system")
 
+pytestmark = pytest.mark.xdist_group("norm_rope_compile")  # compiled once, for all of these tests
+
 ARCHITECTURES = [80, 86, 89, 90, 120]
 # Registers of a multiprocessor, in all of them; a program that takes more than a half of them leaves too few in flight.
 REGISTERS = 65536

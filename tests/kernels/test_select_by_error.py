@@ -1,5 +1,6 @@
 """select_by_error against fp64, pair by pair."""
 
+from functools import lru_cache
 from itertools import pairwise
 
 import brute_force
@@ -12,12 +13,14 @@ from svg2_pack.svg2_core.ops.select import select_by_error
 B, H, N, C_Q, C_K, SCALE = 2, 2, 230, 9, 21, 0.125
 
 
-def made(seed, n=N, factor=1.0):
+@lru_cache
+def made(seed):
+    """Clusters and what is known of them, by the reference: test_moments.py has the backends' own."""
     g = cases.generator(seed)
-    q, k, v = (factor * x for x in cases.semantic_qkv(g, B, H, n, 64))
-    q_groups = cases.clusters_of(cases.ragged_labels(g, B, H, n, C_Q), C_Q, q)
-    k_groups = cases.clusters_of(cases.ragged_labels(g, B, H, n, C_K), C_K, k)
-    return q_groups, k_groups, moments(q, k, v, q_groups, k_groups, scale=SCALE, directions=4)
+    q, k, v = cases.semantic_qkv(g, B, H, N, 64)
+    q_groups = cases.clusters_of(cases.ragged_labels(g, B, H, N, C_Q), C_Q, q)
+    k_groups = cases.clusters_of(cases.ragged_labels(g, B, H, N, C_K), C_K, k)
+    return q_groups, k_groups, moments(q, k, v, q_groups, k_groups, scale=SCALE, directions=4, backend="torch")
 
 
 def pairs(q_groups, k_groups, selected):

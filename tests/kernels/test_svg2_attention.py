@@ -12,6 +12,17 @@ from svg2_pack.svg2_core.cache import CentroidCache, Centroids, Key
 from svg2_pack.svg2_core.ops.kmeans import kmeans
 
 CONFIG = SVG2Config(top_p=0.6, min_k_ratio=0.05, q_clusters=9, k_clusters=21, kmeans_init_iters=4, kmeans_iters=2)
+# In Triton's interpreter. Three query clusters are large enough for high query tiles, and what is left of them takes low ones.
+SMALL = replace(CONFIG, q_clusters=3, k_clusters=8, kmeans_init_iters=2)
+
+
+def of(backend, **settings):
+    return replace(cases.sized(backend, CONFIG, SMALL), **settings)
+
+
+def heads(backend, b=2, h=3, few=(1, 2)):
+    """How many rows and heads a call is of."""
+    return dict(zip("bh", cases.sized(backend, (b, h), few), strict=True))
 
 
 def random_qkv(seed, device, dtype=torch.float32, b=2, h=3, n=210, d=64, memory="bnhd"):
@@ -36,8 +47,8 @@ LAYOUTS = {"video_only": (0, 210), "text_before": (30, 180), "text_after": (0, 1
 @pytest.mark.parametrize("video", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("rule", ["top_p", "density"])
 def test_everything_selected_is_dense(backend, dtype, device, video, compensation, rule):
-    q, k, v = random_qkv(1, device, dtype)
-    config = replace(CONFIG, **{rule: 1.0}, compensation=compensation)
+    q, k, v = random_qkv(1, device, dtype, **heads(backend))
+    config = of(backend, **{rule: 1.0}, compensation=compensation)
     result = svg2_attention(q, k, v, Layout(*video), config, backend=backend)
     dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     torchs = F.scaled_dot_product_attention(q, k, v)
@@ -47,13 +58,13 @@ def test_everything_selected_is_dense(backend, dtype, device, video, compensatio
 
 
 def test_top_p_of_one_with_padded_text(backend, device):
-    q, k, v = random_qkv(2, device)
+    q, k, v = random_qkv(2, device, **heads(backend, few=(2, 1)))
     bias = torch.zeros(2, 50, device=device)
     bias[0, 20:], bias[1, 45:] = -torch.inf, -2.5
     layout = Layout(20, 160, bias)
     mask = torch.zeros(2, 210, dtype=torch.float64, device=device)
     mask[:, :20], mask[:, 180:] = bias[:, :20].double(), bias[:, 20:].double()
-    result = svg2_attention(q, k, v, layout, replace(CONFIG, top_p=1.0), backend=backend)
+    result = svg2_attention(q, k, v, layout, of(backend, top_p=1.0), backend=backend)
     dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask[:, None, None])
     assert errors(result.out, dense)[0] <= 1e-6
 
@@ -62,9 +73,9 @@ def test_top_p_of_one_with_padded_text(backend, device):
 def test_density_is_the_count_of_pairs(backend, device, video):
     """With one-hot values the result is the attention matrix itself: its non-zero entries are the pairs computed."""
     n = d = 128
-    q, k, _ = random_qkv(3, device, n=n, d=d)
-    one_hot = torch.eye(n, device=device).expand(2, 3, n, d)
-    config = replace(CONFIG, top_p=0.4, compensation="off")
+    q, k, _ = random_qkv(3, device, n=n, d=d, **heads(backend))
+    one_hot = torch.eye(n, device=device).expand(*q.shape[:2], n, d)
+    config = of(backend, top_p=0.4, compensation="off")
     result = svg2_attention(q * 0.3, k * 0.3, one_hot, Layout(*video), config, backend=backend)
     counted = (result.out > 0).double().mean().item()
     assert 0.1 < counted < 0.9
@@ -75,9 +86,9 @@ def test_density_is_the_count_of_pairs(backend, device, video):
 def test_text_is_exact_both_ways(backend, device):
     """Every text query attends to all; every video query attends to all text, at the lowest top_p."""
     n = d = 128
-    q, k, _ = random_qkv(4, device, n=n, d=d)
-    one_hot = torch.eye(n, device=device).expand(2, 3, n, d)
-    config = replace(CONFIG, top_p=1e-6, min_k_ratio=0.0, compensation="off")
+    q, k, _ = random_qkv(4, device, n=n, d=d, **heads(backend))
+    one_hot = torch.eye(n, device=device).expand(*q.shape[:2], n, d)
+    config = of(backend, top_p=1e-6, min_k_ratio=0.0, compensation="off")
     weights = svg2_attention(q * 0.3, k * 0.3, one_hot, Layout(20, 90), config, backend=backend).out
     text = [*range(20), *range(110, 128)]
     assert (weights[:, :, text] > 0).all()
@@ -86,8 +97,8 @@ def test_text_is_exact_both_ways(backend, device):
 
 
 def test_text_queries_equal_dense(backend, device):
-    q, k, v = random_qkv(5, device)
-    result = svg2_attention(q, k, v, Layout(11, 160), replace(CONFIG, top_p=0.3), backend=backend)
+    q, k, v = random_qkv(5, device, **heads(backend))
+    result = svg2_attention(q, k, v, Layout(11, 160), of(backend, top_p=0.3), backend=backend)
     dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     text = [*range(11), *range(171, 210)]
     assert errors(result.out[:, :, text], dense[:, :, text])[0] <= 1e-6
@@ -129,7 +140,7 @@ def test_compensation_is_exact_where_clusters_are_points(backend, device):
     place = torch.randint(12, (240,), generator=g)
     k, v = (torch.randn(12, 64, generator=g)[place][None, None].to(device) for _ in range(2))
     q = torch.randn(1, 1, 240, 64, generator=g).to(device)
-    config = replace(CONFIG, k_clusters=100, top_p=0.2, min_k_ratio=0.0)
+    config = of(backend, k_clusters=cases.sized(backend, 100, 40), top_p=0.2, min_k_ratio=0.0)
     result = svg2_attention(q, k, v, Layout(0, 240), config, backend=backend)
     dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     assert result.density < 0.6
