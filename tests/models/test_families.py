@@ -1,6 +1,8 @@
 """Every model family and variant in the real host: sparse equals dense where it must, and each call is what it says.
 
-`python scripts/test.py -m models` prints a row for each variant.
+Each variant once in every run: with everything selected, and sparse as the node is. `python scripts/test.py -m models` has the other rule
+and the other two far fields of every variant too, which else are those of one variant for each place that a video has in its sequence
+(SETTINGS_OF, see conftest.py), and prints a row for each variant.
 """
 
 import threading
@@ -23,6 +25,11 @@ STEPS = 2
 VARIANTS = [
     pytest.param(v, id=v.name, marks=pytest.mark.xdist_group(v.name)) for v in [*tiny_models.VARIANTS, tiny_models.ANIMATE_2]
 ]
+
+
+# All of it; nothing but parts, frame by frame; after text that is padded; parts under a mask; before text; after text; at the end.
+SETTINGS_OF = ("wan2.1 t2v", "wan animate 2", "hunyuan_video t2v padded", "ltxv guide", "mochi t2v", "cogvideox t2v", "minimax r2v references")
+IN_EVERY_RUN = {"rule": "density", "compensation": "first_order"}  # of all variants
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -93,11 +100,11 @@ class Call:
         keys, values, bias = brute_force.pairs(
             self.q, self.k, self.v, q_labels, k_labels, self.selected, tokens.start, self.layout.text_bias, q_start=queries.start
         )
-        yield rel_l2(self.near, brute_force.attention(self.q, keys, values, bias, self.scale))
+        near = brute_force.attention(self.q, keys, values, bias, self.scale)
+        yield rel_l2(self.near, near)
         if order is None:
             assert self.out is None
             return
-        near = brute_force.attention(self.q, keys, values, bias, self.scale)
         truth, total = near.clone(), brute_force.logsumexp(self.q, keys, bias, self.scale)
         for i in range(len(self.q)):
             for j in range(self.q.shape[1]):
@@ -147,7 +154,7 @@ def labels(clusters) -> torch.Tensor:
     out = torch.full((b, h, n), -1, dtype=torch.long)
     for i in range(b):
         for j in range(h):
-            for c, (first, last) in enumerate(zip(clusters.offsets[i, j, :-1], clusters.offsets[i, j, 1:], strict=True)):
-                out[i, j, clusters.order[i, j, first:last].long()] = c
+            sizes = clusters.offsets[i, j].long().diff()
+            out[i, j, clusters.order[i, j].long()] = torch.repeat_interleave(sizes)
     assert (out >= 0).all()
     return out

@@ -12,10 +12,10 @@ pytestmark = pytest.mark.xdist_group("recorded")  # one recording for all of the
 
 
 def measure(recorded, **settings):
-    """(relative L2 error, density), mean over the recorded calls."""
+    """(relative L2 error, density), mean over an early call of block 1 and a late one of block 5."""
     config = replace(preset_config("balanced", "wan_i2v"), density=None, min_k_ratio=0.0, **settings)
     errors, densities = [], []
-    for q, k, v in recorded:
+    for q, k, v in recorded[::3]:
         truth = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
         result = svg2_attention(q, k, v, Layout(0, q.shape[2]), config)
         errors.append(rel_l2(result.out, truth))
@@ -25,15 +25,15 @@ def measure(recorded, **settings):
 
 @pytest.mark.parametrize("compensation", ["off", "centroid", "first_order"])
 def test_error_falls_and_density_rises_with_top_p(recorded, compensation):
-    results = [measure(recorded, top_p=p, compensation=compensation) for p in (0.3, 0.5, 0.7, 0.9, 0.95, 0.99)]
+    results = [measure(recorded, top_p=p, compensation=compensation) for p in (0.3, 0.7, 0.99)]
     errors, densities = zip(*results, strict=True)
-    assert list(errors) == sorted(errors, reverse=True) and len(set(errors)) == 6, errors
-    assert list(densities) == sorted(densities) and len(set(densities)) == 6, densities
+    assert list(errors) == sorted(errors, reverse=True) and len(set(errors)) == 3, errors
+    assert list(densities) == sorted(densities) and len(set(densities)) == 3, densities
     assert errors[-1] < 0.05 and densities[0] < 0.3
 
 
-@pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.3])
-def test_centroids_halve_the_error_at_equal_density(recorded, density):
+def test_centroids_halve_the_error_at_equal_density(recorded, density=0.3):
+    """Where least is left to gain; test_attention_error.py has it at 5%."""
     low, high = 0.0, 1.0
     for _ in range(12):  # the map, and so the density, does not depend on compensation
         top_p = (low + high) / 2

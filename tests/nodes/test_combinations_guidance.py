@@ -3,8 +3,6 @@
 With everything selected each equals the dense model's sample; where sparse, it equals the same thing done separately.
 """
 
-import functools
-
 import pytest
 import tiny_models
 import torch
@@ -17,15 +15,9 @@ SPARSE = {**EVERYWHERE, "top_p": 0.3, "kmeans_init_iters": 2, "kmeans_iters": 1}
 
 VARIANTS = {v.name: v for v in tiny_models.VARIANTS}
 WAN, HUNYUAN, COSMOS, PREDICT2 = "wan2.1 t2v", "hunyuan_video t2v", "cosmos t2v", "cosmos predict2 v2w"
-LAYOUTS = [WAN, HUNYUAN, COSMOS, PREDICT2]
-OTHERS = [HUNYUAN, "hunyuan_video 1.5 t2v", COSMOS, PREDICT2]  # than Wan, which the other files cover
+# Text in the sequence and blocks that the host numbers; text elsewhere and blocks that it does not. The other files cover Wan.
+ANNOUNCED_AND_NOT = [HUNYUAN, COSMOS]
 PADDED = "hunyuan_video t2v padded"
-
-
-@pytest.fixture(scope="module")
-def model(host):
-    """`model(name)`: the tiny model of that name, built once. Patch clones, not it."""
-    return functools.cache(lambda name: VARIANTS[name].build())
 
 
 def small(name):
@@ -62,7 +54,7 @@ def ran_sparse(stats, calls: int) -> bool:
 # Guidance
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ANNOUNCED_AND_NOT)
 def test_guidance_batched_and_split(model, svg2, monkeypatch, name):
     dense, blocks = sample(name, model(name), cfg=4.0), VARIANTS[name].blocks
     every, every_stats = svg2(model(name), **EVERYWHERE)
@@ -77,14 +69,7 @@ def test_guidance_batched_and_split(model, svg2, monkeypatch, name):
     assert ran_sparse(every_stats, 4 * blocks) and ran_sparse(some_stats, 4 * blocks)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_no_guidance(model, svg2, name):
-    patched, stats = svg2(model(name), **EVERYWHERE)
-    assert rel_l2(sample(name, patched), sample(name, model(name))) <= 1e-4
-    assert ran_sparse(stats, 2 * VARIANTS[name].blocks)
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ANNOUNCED_AND_NOT)
 def test_a_negative_prompt_of_another_length(model, svg2, name):
     """The host cannot batch it with the positive one."""
     negative = text(name, tokens=5, seed=9)
@@ -109,8 +94,10 @@ def test_padded_prompts_with_guidance(model, svg2, monkeypatch, tokens):
     assert ran_sparse(stats, 4 * VARIANTS[PADDED].blocks)
 
 
-@pytest.mark.parametrize("name", [HUNYUAN, COSMOS])
-@pytest.mark.parametrize("guider", ["PerpNegGuider", "DualCFGGuider", "DualModelGuider"])
+@pytest.mark.parametrize(
+    "name, guider",
+    [(HUNYUAN, "PerpNegGuider"), (COSMOS, "DualCFGGuider"), (HUNYUAN, "DualModelGuider"), (COSMOS, "DualModelGuider")],
+)
 def test_guiders_of_three_conditionings_and_of_two_models(model, svg2, name, guider):
     """The host runs DualModelGuider's second model under the first one's options: both are sparse, in one run."""
     import comfy.sample
@@ -157,8 +144,7 @@ def regional(name, how: str):
     return text(name) + other
 
 
-@pytest.mark.parametrize("how", ["area", "mask"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name, how", [(HUNYUAN, "area"), (COSMOS, "mask")])
 def test_regional_conditioning(model, svg2, name, how):
     kwargs = {"positive": regional(name, how), "cfg": 4.0}
     dense = sample(name, model(name), **kwargs)
@@ -169,7 +155,7 @@ def test_regional_conditioning(model, svg2, name, how):
     assert stats.latest().dense_calls == {} and stats.latest().sparse_calls > 0
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ANNOUNCED_AND_NOT)
 def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, monkeypatch):
     """ConditioningSetTimestepRange: the second prompt has no past of its own, and takes the first one's."""
     from svg2_pack.svg2_core import session
@@ -206,8 +192,8 @@ def test_a_prompt_that_takes_over_starts_from_the_one_before(model, svg2, name, 
 # Batches, partial denoising, inpainting
 
 
-@pytest.mark.parametrize("name, videos", [(WAN, 4), (HUNYUAN, 2), (COSMOS, 2), (PREDICT2, 2)])
-def test_a_row_of_a_batch_is_the_video_sampled_alone(model, svg2, name, videos):
+@pytest.mark.parametrize("name", [WAN, HUNYUAN])
+def test_a_row_of_a_batch_is_the_video_sampled_alone(model, svg2, name, videos=2):
     alone = small(name)
     noise = torch.randn((videos, *alone.shape[1:]), generator=torch.Generator().manual_seed(3))
     patched, stats = svg2(model(name), **SPARSE)
@@ -224,7 +210,7 @@ def some_video(name):
     return torch.randn(small(name).shape, generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ANNOUNCED_AND_NOT)
 def test_partial_denoise(model, svg2, name):
     kwargs = {"shape": some_video(name), "denoise": 0.5, "steps": 2}
     patched, stats = svg2(model(name), **EVERYWHERE)
@@ -232,7 +218,7 @@ def test_partial_denoise(model, svg2, name):
     assert ran_sparse(stats, 2 * VARIANTS[name].blocks)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [HUNYUAN, PREDICT2])
 def test_inpainting(model, svg2, name):
     given = some_video(name)
     mask = torch.zeros(1, 1, *given.shape[2:])
@@ -253,17 +239,12 @@ def test_inpainting(model, svg2, name):
 @pytest.mark.parametrize(
     "name, sampler, scheduler, steps",
     [
-        (WAN, "uni_pc", "simple", 50),
-        (WAN, "lcm", "beta", 4),
-        (HUNYUAN, "euler", "simple", 20),
-        (HUNYUAN, "dpmpp_2m", "karras", 8),
+        (WAN, "uni_pc", "simple", 10),
+        (HUNYUAN, "dpmpp_2m", "karras", 6),
         (HUNYUAN, "heun", "beta", 4),
-        (COSMOS, "res_multistep", "karras", 20),  # the host's own workflow
-        (COSMOS, "uni_pc", "karras", 8),
-        (COSMOS, "heun", "beta", 4),
+        (COSMOS, "res_multistep", "karras", 10),  # the host's own workflow
         (COSMOS, "lcm", "simple", 4),
-        (PREDICT2, "dpmpp_2m", "simple", 20),
-        (PREDICT2, "res_multistep", "karras", 8),
+        (PREDICT2, "dpmpp_2m", "simple", 6),
     ],
 )
 def test_samplers(model, svg2, name, sampler, scheduler, steps):
@@ -275,8 +256,11 @@ def test_samplers(model, svg2, name, sampler, scheduler, steps):
     assert ran_sparse(stats, evaluations * VARIANTS[name].blocks)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m", "res_multistep", "lcm"])
-@pytest.mark.parametrize("name, scheduler", [(COSMOS, "karras"), (COSMOS, "simple"), (PREDICT2, "karras")])
+@pytest.mark.parametrize(
+    "name, scheduler, sampler",
+    [(COSMOS, "karras", "euler"), (COSMOS, "karras", "uni_pc"), (COSMOS, "simple", "dpmpp_2m"), (PREDICT2, "karras", "res_multistep"),
+     (PREDICT2, "karras", "lcm")],
+)  # fmt: skip
 def test_warmup_and_end_follow_the_noise_levels(model, svg2, name, scheduler, sampler):
     """Cosmos 1.0's noise levels fall from 80 over four orders of magnitude. What ran dense is seen from below SVG2."""
     seen = []

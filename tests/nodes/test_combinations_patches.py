@@ -5,7 +5,6 @@ must be answered rightly, sparse or dense.
 """
 
 import contextlib
-import functools
 import weakref
 
 import pytest
@@ -21,12 +20,6 @@ VARIANTS = {v.name: v for v in tiny_models.VARIANTS}
 WAN, HUNYUAN, COSMOS, PREDICT2 = "wan2.1 t2v", "hunyuan_video t2v", "cosmos t2v", "cosmos predict2 v2w"
 LTX, MOCHI = "ltxv t2v", "mochi t2v"
 ORDERS = ["before", "after"]  # the other node stands before SVG2 in the graph, or after it
-
-
-@pytest.fixture(scope="module")
-def model(host):
-    """`model(name)`: the tiny model of that name, built once. Patch clones, not it."""
-    return functools.cache(lambda name: VARIANTS[name].build())
 
 
 def small(name):
@@ -97,8 +90,7 @@ def lora(model) -> dict:
     return weights
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", [WAN, HUNYUAN, COSMOS])
+@pytest.mark.parametrize("name, order", [(WAN, "before"), (HUNYUAN, "after"), (COSMOS, "before")])
 def test_lora(model, agrees, name, order):
     import comfy.sd
 
@@ -130,8 +122,7 @@ def model_sampling(name):
     return lambda m: nodes.ModelSamplingSD3().patch(m, 3.0)[0]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", [WAN, HUNYUAN, COSMOS])
+@pytest.mark.parametrize("name, order", [(WAN, "after"), (HUNYUAN, "before"), (COSMOS, "after")])
 def test_model_sampling(agrees, with_both, model, name, order):
     assert agrees(name, model_sampling(name), order, steps=4, matters=1e-2).dense_calls == {}
     patched, stats = with_both(model(name), model_sampling(name), order, **{**EVERYWHERE, "warmup_steps": 2})
@@ -198,9 +189,10 @@ def step_cache(name, model):
     return lambda m: node.execute(m, threshold, 0.0, 1.0, False)[0]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])
-@pytest.mark.parametrize("name", [WAN, HUNYUAN, COSMOS])
+@pytest.mark.parametrize(
+    "name, cache, order",
+    [(WAN, "EasyCache", "before"), (WAN, "LazyCache", "after"), (HUNYUAN, "EasyCache", "after"), (COSMOS, "LazyCache", "before")],
+)
 def test_step_caches(model, with_both, name, cache, order):
     network, blocks, node = model(name).model.diffusion_model, VARIANTS[name].blocks, step_cache(cache, name)
     kwargs = {"steps": 8, "cfg": 4.0}
@@ -260,8 +252,7 @@ def skip_layers(name, simple: bool):
     return lambda m: SkipLayerGuidanceDiT.execute(m, 2.0, 0.0, 1.0, double, single)[0]
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple"])
-@pytest.mark.parametrize("name", [WAN, HUNYUAN])
+@pytest.mark.parametrize("name, simple", [(HUNYUAN, False), (WAN, True)], ids=["SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple"])
 def test_skip_layer_guidance(model, svg2, agrees, handovers, name, simple):
     report = agrees(name, skip_layers(name, simple), cfg=4.0, matters=1e-2)
     blocks, skipped = (3, 1) if name == WAN else (4, 2)
@@ -296,9 +287,11 @@ def twice(args, extra):
     return extra["original_block"]({**args, **extra["original_block"](args)})
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("function", [weaker, twice])
-@pytest.mark.parametrize("name, kind", [(WAN, "double_block"), (HUNYUAN, "double_block"), (HUNYUAN, "single_block")])
+@pytest.mark.parametrize(
+    "name, kind, function, order",
+    [(WAN, "double_block", weaker, "before"), (WAN, "double_block", twice, "after"), (HUNYUAN, "double_block", twice, "before"),
+     (HUNYUAN, "single_block", twice, "after"), (HUNYUAN, "single_block", weaker, "before")],
+)  # fmt: skip
 def test_a_replaced_block(agrees, name, kind, function, order):
     report = agrees(name, replaced(function, kind, 1), order, matters=1e-2)
     number = "3" if kind == "single_block" else "1"
@@ -325,8 +318,7 @@ class Skip(torch.nn.Module):
 SIGMAS = {"always": lambda sigma: True, "early": lambda sigma: sigma > 5, "late": lambda sigma: sigma < 5}
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("when", SIGMAS)
+@pytest.mark.parametrize("when, order", [("always", "before"), ("early", "after"), ("late", "before")])
 def test_a_skipped_block_of_cosmos(model, agrees, with_both, handovers, when, order):
     """The host announces no block numbers here: those after the skipped block keep theirs, and their centroids."""
     blocks = [model(COSMOS).get_model_object(name) for name in COSMOS_BLOCKS]
@@ -402,8 +394,7 @@ def test_infinite_talk(agrees, order):
     assert report.dense_calls == {} and report.sparse_calls == 2 * 3
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", [HUNYUAN, PREDICT2])
+@pytest.mark.parametrize("name, order", [(HUNYUAN, "before"), (PREDICT2, "after")])
 def test_a_patch_of_queries_and_values(agrees, name, order):
     def patch(q, k, v, pe, attn_mask, extra_options):
         return {"q": q * 1.3, "v": v.flip(-1)}
@@ -430,8 +421,7 @@ def hides(keys: slice, dtype=torch.float32, shape=(1, 1)):
 VIDEO, PROMPT = slice(40, 60), slice(3, 7)  # of 11 text tokens and 72 of video
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype, order", [(torch.float32, "before"), (torch.bool, "after")], ids=str)
 def test_a_mask_over_video_keys_is_dense(agrees, dtype, order):
     report = agrees(HUNYUAN, hides(VIDEO, dtype), order, matters=1e-2)
     assert report.dense_calls == {"unsupported_mask": 2 * 2}, "the single blocks"
@@ -442,8 +432,7 @@ def test_a_mask_per_query_is_dense(agrees):
     assert agrees(HUNYUAN, hides(VIDEO, shape=None), matters=1e-2).dense_calls == {"unsupported_mask": 2 * 2}
 
 
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 1)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool], ids=str)
+@pytest.mark.parametrize("shape, dtype", [((1,), torch.bool), ((1, 1), torch.float32), ((1, 1, 1), torch.bool)], ids=str)
 def test_a_mask_over_text_keys_is_sparse(agrees, gpu_attention, dtype, shape):
     """The host's CPU default takes True for a logit of 1, so not by that."""
     report = agrees(HUNYUAN, hides(PROMPT, dtype, shape))
@@ -477,8 +466,7 @@ def test_nag(agrees, order):
     assert report.dense_calls == {} and report.sparse_calls == 2 * 4
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("cfg, order", [(1.0, "before"), (4.0, "after")])
 def test_uni3c(agrees, order, cfg):
     """A ControlNet beside Wan's blocks: attention of its own, residuals added after each block."""
     import comfy.ldm.wan.uni3c
@@ -512,8 +500,7 @@ def test_uni3c(agrees, order, cfg):
     assert report.dense_calls == {} and report.sparse_calls == 2 * 3
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", [HUNYUAN, COSMOS])
+@pytest.mark.parametrize("name, order", [(HUNYUAN, "before"), (COSMOS, "after")])
 def test_context_windows(agrees, name, order):
     """Wan's are in test_graphs_users_build.py."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
@@ -557,7 +544,7 @@ def decisions(report):
 WHOLE, BLOCKS = [], COSMOS_BLOCKS
 
 
-@pytest.mark.parametrize("name, keys", [(COSMOS, WHOLE), (COSMOS, BLOCKS), (HUNYUAN, WHOLE)])
+@pytest.mark.parametrize("name, keys", [(COSMOS, WHOLE), (COSMOS, BLOCKS)])
 def test_torch_compile(model, svg2, gpu_attention, dynamo, name, keys):
     patched, stats = svg2(model(name), **{**SPARSE, "warmup_steps": 2, "dense_blocks": "1"})
     plain = sample(name, patched, steps=4)
@@ -571,19 +558,24 @@ def test_torch_compile(model, svg2, gpu_attention, dynamo, name, keys):
     assert other_stats.latest().sparse_calls == 2 * blocks
 
 
-@pytest.mark.parametrize("name", [HUNYUAN, MOCHI])
-def test_torch_compile_before_svg2(model, svg2, gpu_attention, dynamo, name):
-    patched, stats = svg2(compiled(model(name)), **EVERYWHERE)
-    assert rel_l2(sample(name, patched), sample(name, model(name))) <= 1e-4
-    assert stats.latest().sparse_calls == 2 * VARIANTS[name].blocks and stats.latest().dense_calls == {}
+@pytest.fixture(scope="module")
+def two_blocks(host):
+    """HunyuanVideo with a double block and a single one: what is traced takes its time for each block."""
+    return tiny_models._hunyuan(HUNYUAN, sizes={"depth": 1, "depth_single_blocks": 1}).build()
+
+
+def test_torch_compile_before_svg2(model, svg2, gpu_attention, dynamo):
+    """Mochi announces no evaluations."""
+    patched, stats = svg2(compiled(model(MOCHI)), **EVERYWHERE)
+    assert rel_l2(sample(MOCHI, patched), sample(MOCHI, model(MOCHI))) <= 1e-4
+    assert stats.latest().sparse_calls == 2 * VARIANTS[MOCHI].blocks and stats.latest().dense_calls == {}
 
 
 @pytest.mark.skipif(
     not hasattr(torch.Tag, "cudagraph_unsafe"),
     reason="this torch cannot be told to keep an operator out of CUDA graphs: the graph breaks instead, which fullgraph refuses",
 )
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend, order", [("eager", "before"), ("aot_eager", "after")])
 def test_blocks_compiled_in_one_piece(model, svg2, gpu_attention, dynamo, monkeypatch, backend, order):
     """fullgraph: nothing of ours breaks the graph, and each step and block still decides for itself."""
     import comfy.ldm.wan.model
@@ -609,21 +601,19 @@ def test_blocks_compiled_in_one_piece(model, svg2, gpu_attention, dynamo, monkey
     assert rel_l2(sample(WAN, both, steps=4), plain) <= 1e-4
     assert decisions(both_stats.latest()) == decisions(stats.latest())
     assert both_stats.latest().sparse_calls == 4
-    off, _ = svg2(model(WAN), enabled=False)
-    assert rel_l2(sample(WAN, in_one_piece(off), steps=4), sample(WAN, model(WAN), steps=4)) <= 1e-5
 
 
-def test_a_compiled_model_without_svg2_and_then_with_it(model, svg2, gpu_attention, dynamo):
+def test_a_compiled_model_without_svg2_and_then_with_it(two_blocks, svg2, gpu_attention, dynamo):
     """What a user does to compare."""
-    sample(HUNYUAN, compiled(model(HUNYUAN)))
-    patched, stats = svg2(model(HUNYUAN), **EVERYWHERE)
-    sample(HUNYUAN, compiled(patched))
-    assert stats.latest().sparse_calls == 2 * 4
+    dense = sample(HUNYUAN, compiled(two_blocks), steps=1)
+    patched, stats = svg2(two_blocks, **EVERYWHERE)
+    assert rel_l2(sample(HUNYUAN, compiled(patched), steps=1), dense) <= 1e-4
+    assert stats.latest().sparse_calls == 2
 
 
-def test_a_compiled_model_with_svg2_and_then_without_it(model, svg2, dynamo):
+def test_a_compiled_model_with_svg2_and_then_without_it(two_blocks, svg2, dynamo):
     """In an attention that the host does not trace in one piece."""
-    dense = sample(HUNYUAN, model(HUNYUAN))
-    patched, _ = svg2(model(HUNYUAN), **EVERYWHERE)
-    sample(HUNYUAN, compiled(patched))
-    assert rel_l2(sample(HUNYUAN, compiled(model(HUNYUAN))), dense) <= 1e-4
+    dense = sample(HUNYUAN, two_blocks, steps=1)
+    patched, stats = svg2(two_blocks, **SPARSE)
+    assert rel_l2(sample(HUNYUAN, compiled(patched), steps=1), dense) > 1e-3 and stats.latest().sparse_calls == 2
+    assert rel_l2(sample(HUNYUAN, compiled(two_blocks), steps=1), dense) <= 1e-4

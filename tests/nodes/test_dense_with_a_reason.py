@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from shortage import short_of_memory
 from svg2_pack.svg2_core.metrics import rel_l2
 from svg2_pack.svg2_core.ops import registry
 from tiny_wan import conditioning, sample
@@ -109,14 +110,7 @@ def test_a_failing_kernel_is_retired_and_the_call_answered(wan, svg2, dense_samp
 def test_out_of_memory_is_retried_with_fewer_heads(wan, svg2, monkeypatch, two_threads):
     from svg2_pack.svg2_core import session
 
-    whole, seen = session.svg2_attention, []
-
-    def small(*args, heads_at_a_time=None, **kwargs):
-        seen.append(heads_at_a_time)
-        if heads_at_a_time != 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(*args, heads_at_a_time=heads_at_a_time, **kwargs)
-
+    small, seen = short_of_memory(session.svg2_attention, heads=1)
     expected = sample(svg2(wan)[0])
     monkeypatch.setattr(session, "svg2_attention", small)
     patched, stats = svg2(wan)
@@ -159,7 +153,6 @@ def test_sparse_really_differs_from_dense(wan, svg2, dense_sample):
 
 
 def test_context_as_long_as_the_video_cannot_be_told_apart(wan, svg2):
-
     cond = conditioning(tokens=320)
     dense = sample(wan, positive=cond, negative=cond)
     patched, stats = svg2(wan, top_p=0.1)

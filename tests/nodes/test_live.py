@@ -83,12 +83,6 @@ def test_a_message_a_step_and_one_at_the_end(wan, queued, listener):
     assert [reason["name"] for reason in end["reasons"]] == ["warmup", "dense_block"]
 
 
-def test_a_step_of_two_evaluations_is_announced_once(wan, queued, listener):
-    patched, _ = queued(wan, **SPARSE)
-    tiny_wan.sample(patched, steps=STEPS, sampler="heun", cfg=3.0)
-    assert [m["step"] for m in listener.bodies[:-1]] == [1, 2, 3, 4]
-
-
 def test_why_it_ran_dense(wan, queued, listener):
     patched, _ = queued(wan, **{**SPARSE, "min_tokens": 1000, "dense_blocks": ""})
     tiny_wan.sample(patched, steps=STEPS)
@@ -191,11 +185,13 @@ def test_a_run_of_which_nothing_is_known(wan, queued, listener, monkeypatch):
     assert [body["state"] for body in listener.bodies] == ["sampling"] * 2 + ["lost"]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "heunpp2", "dpm_2", "uni_pc", "lcm"])
-def test_no_step_is_announced_twice(wan, queued, listener, sampler):
-    tiny_wan.sample(queued(wan, **SPARSE)[0], steps=6, sampler=sampler)
-    steps = [body["step"] for body in listener.bodies[:-1]]
-    assert steps == sorted(set(steps)) and steps[-1] == 6
+@pytest.mark.parametrize("sampler", ["heun", "heunpp2", "uni_pc"])
+def test_each_step_is_announced_once(wan, queued, listener, sampler):
+    """Of several evaluations, and whatever guidance makes of them; heunpp2 looks ahead, and is told of where it has been."""
+    tiny_wan.sample(queued(wan, **SPARSE)[0], steps=STEPS, sampler=sampler, cfg=3.0, shape=tiny_wan.latent(2, 8, 8))
+    told = [body["step"] for body in listener.bodies[:-1]]
+    assert told == sorted(set(told)) and told[-1] == STEPS
+    assert sampler == "heunpp2" or len(told) == STEPS
 
 
 def test_a_node_that_another_one_expanded_into(host):

@@ -207,11 +207,11 @@ def test_what_outlives_an_evaluation_is_made_while_the_record_is_paused(minimax,
 
     monkeypatch.setattr(network.MiniMaxH3Model, "forward", recorded)
     monkeypatch.setitem(sys.modules, "comfy.model_prefetch", types.SimpleNamespace(pause_malloc_graph=lambda: recorder.pause()))
-    tiny_models.sample(variant, model, steps=3, cfg=1.0)
+    tiny_models.sample(variant, model, steps=2, cfg=1.0)
     without = list(left)
     left.clear()
     patched, stats = svg2(model, **inputs)
-    tiny_models.sample(variant, patched, steps=3, cfg=1.0)
+    tiny_models.sample(variant, patched, steps=2, cfg=1.0)
     assert stats.latest().sparse_calls > 0
     assert left == without
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_wan
 import torch
+from hosts_queue import Queue, serving
 from svg2_pack.svg2_core.metrics import rel_l2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,45 +62,6 @@ MUTED = copy.deepcopy(BYPASSED)
 del MUTED["sampler"]["inputs"]["model"]
 
 
-class Queue:
-    """The host's executor in this process."""
-
-    def __init__(self, base: Path, server):
-        self.output, self.server = base / "output", server
-        self.forget()
-
-    def forget(self):
-        """As after the host's restart: nothing is cached."""
-        import execution
-
-        none = {"lru": 0, "ram": 0, "ram_inactive": 0}
-        self.executor = execution.PromptExecutor(self.server, execution.CacheType.CLASSIC, none)
-
-    def validate(self, prompt) -> tuple:
-        import execution
-
-        return asyncio.run(execution.validate_prompt("test", prompt, None))
-
-    def run(self, prompt, outputs: list | None = None) -> set[str]:
-        """-> the nodes that were executed, all others being cached."""
-        prompt = copy.deepcopy(prompt)
-        if outputs is None:
-            ok, error, outputs, complaints = self.validate(prompt)
-            assert ok, (error, complaints)
-        self.executor.execute(prompt, "test", {}, outputs)
-        self.events = dict(self.executor.status_messages)
-        return set(prompt) - set(self.events["execution_cached"]["nodes"])
-
-    def sample(self, name: str = "") -> torch.Tensor:
-        from safetensors.torch import load_file
-
-        return load_file(sorted(self.output.glob(f"{name}sample_*.latent"))[-1])["latent_tensor"]
-
-    def report(self, name: str = "") -> dict:
-        [report] = json.loads((self.output / f"{name}report.json").read_text())["reports"]
-        return report
-
-
 @pytest.fixture(scope="module")
 def queue(host_base):
     """A Queue of a host that keeps its files in a folder of the tests', and knows the pack and a small model."""
@@ -112,16 +74,12 @@ def queue(host_base):
     models, path = folder_paths.get_folder_paths("diffusion_models"), list(sys.path)
     folder_paths.add_model_folder_path("diffusion_models", str(base))
 
-    from server import PromptServer
+    with serving() as server:
+        import nodes  # puts the host's inner folder first on the path
 
-    import nodes  # puts the host's inner folder first on the path
-
-    loop = asyncio.new_event_loop()
-    for pack in (ROOT, ROOT / "scripts" / "demo_nodes"):
-        assert asyncio.run(nodes.load_custom_node(str(pack)))
-    yield Queue(base, PromptServer(loop))
-    loop.close()
-    del PromptServer.instance
+        for pack in (ROOT, ROOT / "scripts" / "demo_nodes"):
+            assert asyncio.run(nodes.load_custom_node(str(pack)))
+        yield Queue(base, server)
     folder_paths.folder_names_and_paths["diffusion_models"][0][:] = models
     sys.path[:] = path
 

@@ -72,9 +72,8 @@ def watched(model, depths):
     return model
 
 
-@pytest.mark.parametrize("steps", [3, 200])
 @pytest.mark.parametrize("last", ["svg2", "rival"])
-def test_who_was_added_last_serves_the_video(wan, svg2, caplog, last, steps):
+def test_who_was_added_last_serves_the_video(wan, svg2, caplog, last, steps=12):
     rival, depths = Rival(), []
     if last == "svg2":
         patched, stats = svg2(rival(wan), warmup_steps=0, dense_blocks="", q_clusters=2, k_clusters=3)
@@ -121,8 +120,8 @@ def test_context_windows(wan, svg2):
     assert stats.latest().sparse_calls == 3 * len(depths)
 
 
-def test_two_that_sample_at_once_do_not_meet(wan, svg2):
-    """What a run does to its options is its own: the model is as it was."""
+def test_the_model_is_as_it_was(wan, svg2):
+    """What a run does to its options is its own."""
     rival = Rival()
     patched, _ = svg2(rival(wan), warmup_steps=0, dense_blocks="")
     before = dict(patched.model_options["transformer_options"])

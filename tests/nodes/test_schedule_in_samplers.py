@@ -9,17 +9,20 @@ def dense_and_sparse_steps(report):
     return [s.index for s in report.steps if not s.sparse], [s.index for s in report.steps if s.sparse]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "uni_pc", "dpmpp_2m", "dpmpp_sde", "res_multistep", "lcm"])
-@pytest.mark.parametrize("scheduler", ["simple", "beta", "karras"])
+@pytest.mark.parametrize(
+    "sampler, scheduler",
+    [("euler", "karras"), ("heun", "simple"), ("dpm_2", "beta"), ("uni_pc", "beta"), ("dpmpp_2m", "simple"), ("dpmpp_sde", "karras"),
+     ("res_multistep", "beta"), ("lcm", "simple")],
+)  # fmt: skip
 def test_the_first_steps_are_dense_in_every_sampler(wan, svg2, sampler, scheduler):
     patched, stats = svg2(wan, warmup_steps=2, dense_blocks="")
-    sample(patched, steps=6, sampler=sampler, scheduler=scheduler)
+    sample(patched, steps=6, sampler=sampler, scheduler=scheduler, shape=latent(2, 8, 8))
     dense, sparse = dense_and_sparse_steps(stats.latest())
     assert dense == [0, 1]
     assert sparse == list(range(2, len(sparse) + 2)) and len(sparse) >= 3
 
 
-@pytest.mark.parametrize("steps", [4, 20, 100])
+@pytest.mark.parametrize("steps", [4, 20])
 def test_auto_warmup_is_a_share_of_the_steps(wan, svg2, steps):
     patched, stats = svg2(wan, preset="paper", dense_blocks="")
     sample(patched, steps=steps, shape=latent(2, 8, 8))

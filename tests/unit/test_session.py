@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shortage import short_of_memory
 from svg2_pack.svg2_core import CallSite, Layout, Reason, Refusal, Schedule, Session, SVG2Config, svg2_attention
 from svg2_pack.svg2_core import session as session_module
 
@@ -104,14 +105,7 @@ def test_gradients_and_mixed_dtypes_are_refused():
 @pytest.mark.parametrize("enough", [2, 0])
 def test_short_of_memory(monkeypatch, enough):
     """Fewer heads at a time, down to one; then a refusal, and the next call does not try more again."""
-    tried, whole = [], session_module.svg2_attention
-
-    def small(*args, heads_at_a_time=None, **named):
-        tried.append(heads_at_a_time)
-        if heads_at_a_time is None or heads_at_a_time > enough:
-            raise torch.OutOfMemoryError("no room\nat all")
-        return whole(*args, heads_at_a_time=heads_at_a_time, **named)
-
+    small, tried = short_of_memory(session_module.svg2_attention, heads=enough)
     monkeypatch.setattr(session_module, "svg2_attention", small)
     session, inputs = a_session(), qkv()
     answers = [session.attend(*inputs, LAYOUT, site(block=block)) for block in (0, 1)]
@@ -119,7 +113,7 @@ def test_short_of_memory(monkeypatch, enough):
         assert tried == [None, 2, 2] and torch.equal(answers[0].out, svg2_attention(*inputs, LAYOUT, CONFIG.of_block(0, 3), backend="torch").out)
     else:
         assert tried == [None, 2, 1, 1]
-        assert [(answer.reason, answer.detail) for answer in answers] == [(Reason.OUT_OF_MEMORY, "no room")] * 2
+        assert [(answer.reason, answer.detail) for answer in answers] == [(Reason.OUT_OF_MEMORY, "CUDA out of memory")] * 2
 
 
 def test_a_backend_by_a_name_it_does_not_have():

@@ -1,6 +1,5 @@
 """The real host in this process, with a placeholder for each model file and video that the workflows load."""
 
-import asyncio
 import sys
 from pathlib import Path
 
@@ -9,53 +8,25 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parents[1] / "scripts")]  # the helpers beside the tests; the builder and the converter
 
+from hosts_queue import Queue, serving  # noqa: E402
 from shipped import BUILT, ROOT, editor  # noqa: E402
-
-
-class Host:
-    """The host's nodes, queue and folders; all it writes is under `base`."""
-
-    def __init__(self, base: Path, info: dict, server):
-        self.base, self.info, self.server = base, info, server
-
-    def validate(self, prompt: dict) -> tuple:
-        import execution
-
-        return asyncio.run(execution.validate_prompt("test", prompt, None))
-
-    def run(self, prompt: dict) -> dict:
-        """Execute a whole prompt. -> what its nodes show, by node id"""
-        import execution
-
-        ok, error, outputs, complaints = self.validate(prompt)
-        assert ok and not complaints, (error, complaints)
-        none = {"lru": 0, "ram": 0, "ram_inactive": 0}
-        executor = execution.PromptExecutor(self.server, execution.CacheType.CLASSIC, none)
-        executor.execute(prompt, "test", {}, outputs)
-        assert executor.success, executor.status_messages[-1]
-        return executor.history_result["outputs"]
 
 
 @pytest.fixture(scope="session")
 def loaded(host):
     """All of the host's nodes, and ours."""
-    from server import PromptServer
     from workflows.host_nodes import load
 
-    loop = asyncio.new_event_loop()
-    PromptServer(loop)  # some nodes ask for it as they are loaded
-    load()
-    loop.close()
-    del PromptServer.instance
+    with serving():
+        load()
 
 
 @pytest.fixture(scope="module")
 def queue(loaded, host_base):
-    """A Host that has an empty file in the place of each model, and a small Wan model that runs."""
+    """A Queue that has an empty file in the place of each model, and a small Wan model that runs."""
     import comfy.utils
     import folder_paths
     import tiny_wan
-    from server import PromptServer
     from workflows.host_nodes import object_info
 
     base = host_base
@@ -75,10 +46,7 @@ def queue(loaded, host_base):
     for kind in ("high", "low"):  # two files: nodes that load the same one would be one node to the host
         comfy.utils.save_torch_file(weights, str(base / f"diffusion_models/tiny_wan_{kind}.safetensors"))
 
-    loop = asyncio.new_event_loop()
-    server = PromptServer(loop)
-    yield Host(base, object_info(), server)
-    loop.close()
-    del PromptServer.instance
+    with serving() as server:
+        yield Queue(base, server, object_info())
     for directory, folders in known.items():
         folder_paths.folder_names_and_paths[directory][0][:] = folders

@@ -127,7 +127,7 @@ def find(prompt: dict, kind: str) -> list[SimpleNamespace]:
 
 
 def frames(queue, decoder: str) -> np.ndarray:
-    return np.load(queue.base / "output" / f"frames{decoder}.npy")
+    return np.load(queue.output / f"frames{decoder}.npy")
 
 
 def steps_of(queue, shown: dict) -> list[bool]:
@@ -142,7 +142,7 @@ def test_a_against_b_runs(queue):
     prompt = small("compare_dense_and_svg2", steps=4, top_p=0.3)
     [compare], [report] = find(prompt, "SVG2Compare"), find(prompt, "SVG2Report")
     dense, sparse = compare.inputs["reference"][0], compare.inputs["candidate"][0]
-    shown = queue.run(prompt)
+    shown = queue.show(prompt)
     a, b = frames(queue, dense), frames(queue, sparse)
     assert np.abs(a - b).max() > 1e-3
     psnr = 10 * np.log10(1 / np.mean((a - b) ** 2))
@@ -150,7 +150,7 @@ def test_a_against_b_runs(queue):
     assert shown[report.id]["images"] and "density" in "".join(shown[report.id]["text"])
     assert steps_of(queue, shown[report.id]) == [True] * 4
 
-    queue.run(small("compare_dense_and_svg2", steps=4, enabled=False))
+    queue.show(small("compare_dense_and_svg2", steps=4, enabled=False))
     assert np.array_equal(a, frames(queue, dense))
     assert np.array_equal(a, frames(queue, sparse)), (
         "switched off, both branches give the same video: one seed for both"
@@ -161,7 +161,7 @@ def test_two_experts_run_as_their_notes_say(queue):
     """All steps are sparse; with warm-up, the first of the stage that begins is dense. The two reports are of the two samplers."""
     for warmup, begins in ((-1, [True, True]), (1, [False, True])):
         prompt = small("wan2.2_t2v_14B_4steps", steps=4, warmup_steps=warmup)
-        shown = queue.run(prompt)
+        shown = queue.show(prompt)
         first, second = (node.id for node in find(prompt, "SVG2Report"))
         assert steps_of(queue, shown[first]) == begins
         assert steps_of(queue, shown[second]) == [True, True]
