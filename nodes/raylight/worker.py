@@ -53,11 +53,17 @@ class LiveFromActor(Live):
     def __init__(self, queue):
         super().__init__(None)
         self._queue = queue
+        self._sent = None  # the last message on its way
         self._header = None if queue is None else {}  # that is: somebody listens
 
     def _send(self, body: dict) -> None:
-        if self._header is not None:
-            self._queue.actor.put_nowait.remote(body)  # sampling does not wait for the message to arrive
+        if self._header is None:
+            return
+        import ray
+
+        if self._sent is not None:  # long since; only of two messages at once the second may overtake
+            ray.wait([self._sent], timeout=5)
+        self._sent = self._queue.actor.put_nowait.remote(body)  # sampling does not wait for it to arrive
 
 
 def patch(model, *, token: str, preset: str, backend: str, knobs: dict, gpus: int, queue=None):
