@@ -48,7 +48,8 @@ async def _text(server, address: str, sight: Sight) -> str:
 def nodes_of(pack: Path) -> set[str]:
     """The nodes that the pack in this folder registers, by its source: their classes have the names of the nodes."""
     source = (pack / "nodes" / "__init__.py").read_text(encoding="utf-8")
-    return set(re.findall(r"\w+", re.search(r"return \[(.*?)\]", source, re.DOTALL).group(1)))
+    listed = set(re.findall(r"\w+", re.search(r"^NODES = \[(.*?)\]", source, re.DOTALL | re.MULTILINE).group(1)))
+    return listed - {"SVG2SparseAttentionRay"}  # there is no Raylight
 
 
 def mentions(log: str, *folders: Path) -> list[str]:
