@@ -200,6 +200,11 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than there are cores: tests of the editor and of servers wait most of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """With `-m models`: the table of families, one row per variant, of the tests that passed and of those that did not."""
     if config.option.markexpr != "models":

@@ -36,14 +36,11 @@ def demo(workflow: Path, backend: str) -> dict:
     return json.loads((ROOT / "output" / "demo" / "report.json").read_text())
 
 
-def test_it_is_the_torch_backends_video(tmp_path):
+def test_it_keeps_the_dense_video(tmp_path):
+    """That it is the torch backend's: tests/nodes/test_triton_backend.py."""
     write_tiny_workflow(tmp_path / "tiny.json")
-    reports = {backend: demo(tmp_path / "tiny.json", backend) for backend in ("torch", "triton")}
-    for backend, report in reports.items():
-        assert report["backend"] == backend and report["tokens"] == 96
-        # Of 6 blocks the first is dense, of 3 steps too: cold clusters in one step, warm ones in the next.
-        assert report["runs"][0]["sparse_calls"] == 5 * 2 and set(report["fallbacks"]) == {"warmup", "dense_block"}
-    ours, torchs = reports["triton"], reports["torch"]
-    assert 25 <= torchs["psnr_db"] < 100 and torchs["density"] < 0.9, "else nothing was sparse"
-    assert ours["density"] == pytest.approx(torchs["density"], rel=0.02)
-    assert ours["psnr_db"] == pytest.approx(torchs["psnr_db"], abs=0.5)
+    report = demo(tmp_path / "tiny.json", "triton")
+    assert report["backend"] == "triton" and report["tokens"] == 96
+    # Of 6 blocks the first is dense, of 3 steps too: cold clusters in one step, warm ones in the next.
+    assert report["runs"][0]["sparse_calls"] == 5 * 2 and set(report["fallbacks"]) == {"warmup", "dense_block"}
+    assert 25 <= report["psnr_db"] < 100 and report["density"] < 0.9, "else nothing was sparse"

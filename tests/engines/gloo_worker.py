@@ -1,6 +1,6 @@
 """One of two processes in which yunchang's Ulysses attention runs on the CPU, with SVG2 between its collectives.
 
-`python gloo_worker.py CASE RANK STORE OUT`: writes what came of the case to OUT. Run by test_ulysses.py.
+`python gloo_worker.py RANK STORE OUT CASE ...`: writes what came of each case to OUT. Run by test_ulysses.py.
 """
 
 import sys
@@ -32,9 +32,16 @@ def yunchang_attention():
     return yunchang.LongContextAttention(attn_type=yunchang.kernels.AttnType.TORCH_MATH)
 
 
-def main(name: str, rank: int, store: str, out: str) -> None:
+def main(rank: int, store: str, out: str, *names: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    torch.save({name: run(name, rank) for name in names}, out)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def run(name: str, rank: int) -> dict:
+    """name: a case, and after a colon what is different in this run of it."""
     case, attention = CASES[name.partition(":")[0]], yunchang_attention()
     seen, dense = [], attention.ring_attn_fn
     attention.ring_attn_fn = lambda *args, **named: seen.append(tuple(args[0].shape)) or dense(*args, **named)
@@ -56,9 +63,7 @@ def main(name: str, rank: int, store: str, out: str) -> None:
                     cross = torch.randn(1, 8, *mine[0].shape[2:], generator=torch.Generator().manual_seed(1))
                     attention(mine[0], cross, cross)  # over a text: not for SVG2, and it does not count as a block
                     outs.append(_with(short_of_memory, lambda mine=mine: attention(*mine, causal=causal)))
-    torch.save({"outs": outs, "dense": seen, "report": session.report(completed=True).to_dict()}, out)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return {"outs": outs, "dense": seen, "report": session.report(completed=True).to_dict()}
 
 
 def _share(order, x: torch.Tensor, rank: int) -> torch.Tensor:
@@ -83,4 +88,4 @@ def _no_room(*_, **__):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
+    main(int(sys.argv[1]), *sys.argv[2:])

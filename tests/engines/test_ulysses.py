@@ -12,24 +12,31 @@ from svg2_pack.svg2_core import CallSite, Layout
 from svg2_pack.svg2_core.stats import RunReport
 
 pytest.importorskip("yunchang", reason="yunchang is installed on Linux only")
+pytestmark = pytest.mark.xdist_group("gloo")  # the processes run once
 WORKER = Path(__file__).with_name("gloo_worker.py")
 STEPS = len(SIGMAS) - 1
 
 
-def together(case: str, folder: Path) -> list[dict]:
-    """What each of the two processes came to."""
+RUNS = (*CASES, "hunyuan:everything", "hunyuan:memory", "hunyuan:gather", "hunyuan:scatter", "wan:causal")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What each of two processes came to, by run: they make all of them, one after the other."""
+    folder = tmp_path_factory.mktemp("gloo")
     store, outs = folder / "store", [folder / f"{rank}.pt" for rank in (0, 1)]
     running = [
-        subprocess.Popen([sys.executable, WORKER, case, str(rank), store, out], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, WORKER, str(rank), store, out, *RUNS], stderr=subprocess.PIPE, text=True)
         for rank, out in enumerate(outs)
     ]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in running]
+        errors = [process.communicate(timeout=400)[1] for process in running]
     finally:
         for process in running:
             process.kill()
     assert [process.returncode for process in running] == [0, 0], "\n".join(errors)[-4000:]
-    return [torch.load(out) for out in outs]
+    of_ranks = [torch.load(out) for out in outs]
+    return {name: [of_rank[name] for of_rank in of_ranks] for name in RUNS}
 
 
 def gathered(case: str, ranks: list[dict]) -> list[torch.Tensor]:
@@ -57,8 +64,8 @@ def dense(case: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_as_one_process_with_all_heads(case, tmp_path):
-    ranks = together(case, tmp_path)
+def test_as_one_process_with_all_heads(case, together):
+    ranks = together[case]
     expected, whole = alone(case)
     for found, right in zip(gathered(case, ranks), expected, strict=True):
         assert torch.equal(found, right)
@@ -70,19 +77,19 @@ def test_as_one_process_with_all_heads(case, tmp_path):
     assert all(len(rank["dense"]) == STEPS * BLOCKS + 1 for rank in ranks), "the attention over the text, and one for a time to compare with"
 
 
-def test_everything_selected_is_dense_attention(tmp_path):
-    ranks = together("hunyuan:everything", tmp_path)
+def test_everything_selected_is_dense_attention(together):
+    ranks = together["hunyuan:everything"]
     for found, right in zip(gathered("hunyuan", ranks), dense("hunyuan"), strict=True):
         assert (found - right).norm() <= 1e-5 * right.norm()
     assert all(rank["report"]["sparse_calls"] == STEPS * BLOCKS for rank in ranks)
 
 
 @pytest.mark.parametrize("where", ["memory", "gather", "scatter"])
-def test_a_process_short_of_memory_goes_dense_alone(where, tmp_path):
+def test_a_process_short_of_memory_goes_dense_alone(where, together):
     """In the call, or where it puts tokens in order. Its heads are those of dense attention, padding left in, as the engine has it; the
     other's are sparse; nothing hangs."""
     case = CASES["hunyuan"]
-    ranks = together(f"hunyuan:{where}", tmp_path)
+    ranks = together[f"hunyuan:{where}"]
     assert ranks[0]["report"]["dense_calls"] == {} and ranks[1]["report"]["dense_calls"] == {"out_of_memory": STEPS * BLOCKS}
     assert ranks[1]["report"]["sparse_calls"] == (STEPS * BLOCKS if where == "scatter" else 0)
     found, (sparse, _) = gathered("hunyuan", ranks), alone("hunyuan")
@@ -94,8 +101,8 @@ def test_a_process_short_of_memory_goes_dense_alone(where, tmp_path):
         assert (found[call][:, 2:] - heads).norm() <= 1e-5 * heads.norm()
 
 
-def test_what_sparse_attention_is_not_runs_dense_with_a_reason(tmp_path):
-    for rank in together("wan:causal", tmp_path):
+def test_what_sparse_attention_is_not_runs_dense_with_a_reason(together):
+    for rank in together["wan:causal"]:
         report = RunReport.from_dict(rank["report"])
         assert report.sparse_calls == 0 and report.dense_calls == {"unknown_layout": STEPS * BLOCKS}
         assert any("causal" in notice for notice in report.notices)

@@ -165,11 +165,12 @@ def test_every_block_fits_with_cfg(name, blocks, heads, d, tokens, preset):
     config = preset_config(preset, "other")
     cache = CentroidCache()
     with FakeTensorMode():
-        for _ in range(2):  # a replacement must fit beside the others, too
-            for block in range(blocks):
-                for conditioning in ("positive", "negative"):
-                    q, k = (torch.empty(heads, count, config.metric_directions) for count in config.cluster_counts(tokens))
-                    projections = (torch.empty(heads, d, config.metric_directions) for _ in "qk")
-                    cache.put(Key(conditioning, block), packed_row(q, k, *projections))
+        q, k = (torch.empty(heads, count, config.metric_directions) for count in config.cluster_counts(tokens))
+        projections = (torch.empty(heads, d, config.metric_directions) for _ in "qk")
+        row = packed_row(q, k, *projections)
+    for _ in range(2):  # a replacement must fit beside the others, too
+        for block in range(blocks):
+            for conditioning in ("positive", "negative"):
+                cache.put(Key(conditioning, block), row)
     assert len(cache) == 2 * blocks and cache.refused == 0
     assert cache.used_bytes <= cache.limit_bytes
