@@ -9,7 +9,7 @@ from .cluster_picture import Groups
 from .clustering import cluster
 from .config import SVG2Config
 from .layout import Layout
-from .ops.exact_rows import COUNT, exact_rows, squared_error
+from .ops.exact_rows import EXACT_ROWS, exact_rows, squared_error
 from .ops.far_field import far_field
 from .ops.kmeans import Clusters, cluster_means
 from .ops.moments import Moments, moments
@@ -77,22 +77,22 @@ def svg2_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.empty_like(q)
     at_a_time = heads_at_a_time or default_heads(q, layout, config, backend)
-    by_itself = backend == "sdpa"  # each head is a call of its own, so that heads can be answered side by side
-    step = 1 if by_itself else at_a_time
+    head_by_head = backend == "sdpa"  # each head is a call of its own, so that heads can be answered side by side
+    step = 1 if head_by_head else at_a_time
     chunks = [slice(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
 
     def answer(heads: slice) -> _ChunkResult:
-        return _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys and keys.get(_name(heads)))
+        return _attend_heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys and keys.get(_bounds(heads)))
 
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        results = side_by_side(answer, chunks, at_a_time) if by_itself and q.is_cpu else [answer(heads) for heads in chunks]
+        results = side_by_side(answer, chunks, at_a_time) if head_by_head and q.is_cpu else [answer(heads) for heads in chunks]
     rows = zip(*(result.centroids for result in results), strict=True)
     all_pairs, video = q.shape[2] * k.shape[2], layout.queries_len * layout.video_len
     text_share = (all_pairs - video) / all_pairs
     pairs, squares, expected_errors = (
-        _all_heads([getattr(result, name) for result in results]) for name in ("pairs", "squares", "expected_error")
+        _cat_heads([getattr(result, name) for result in results]) for name in ("pairs", "squares", "expected_error")
     )
-    found = summary(pairs, squares, expected_errors, all_pairs=all_pairs, rows=min(COUNT, layout.queries_len), backend=backend)
+    found = summary(pairs, squares, expected_errors, all_pairs=all_pairs, rows=min(EXACT_ROWS, layout.queries_len), backend=backend)
     return AttentionResult(
         out=out,
         density=found.density + text_share if text_share else found.density,
@@ -101,7 +101,7 @@ def svg2_attention(
         error=found.error,
         expected_error=found.expected_error,
         text_share=text_share,
-        keys=None if layout.queries is None else {_name(heads): result.keys for heads, result in zip(chunks, results, strict=True)},
+        keys=None if layout.queries is None else {_bounds(heads): result.keys for heads, result in zip(chunks, results, strict=True)},
     )
 
 
@@ -148,7 +148,7 @@ class _ChunkResult:
     expected_error: torch.Tensor | None = None
 
 
-def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys) -> _ChunkResult:
+def _attend_heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head, keys) -> _ChunkResult:
     """Answer some heads of the call into their part of `out`."""
     q, k, v, out = q[:, heads], k[:, heads], v[:, heads], out[:, heads]
     video = [x[:, :, there] for x, there in zip((q, k, v), (layout.video_queries, layout.video, layout.video), strict=True)]
@@ -158,13 +158,13 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head
     q_groups, k_groups, centroids = cluster(
         *video[:2], warm, config, scale=scale, first_head=first_head + heads.start, backend=backend, keys=keys
     )
-    groups, of_groups = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
+    groups, common = Groups.of(q_groups, k_groups), {"scale": scale, "backend": backend}
 
     # 2. Moments of the clusters and of pairs of clusters, without a look at pairs of tokens.
     known = None
     if config.needs_moments:
         directions = min(config.variance_directions, q.shape[3])
-        known = moments(*video, q_groups, k_groups, directions=directions, **of_groups)
+        known = moments(*video, q_groups, k_groups, directions=directions, **common)
     elif config.compensation == "centroid" and not config.selects_all:
         known = Moments(cluster_means(video[2], k_groups, backend=backend))
 
@@ -172,14 +172,14 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head
     expected_error = None
     if config.selects_by_error:
         selected, expected_error = select_by_error(
-            q_groups, k_groups, known, density=config.density, dropped=config.compensation == "off", **of_groups
+            q_groups, k_groups, known, density=config.density, dropped=config.compensation == "off", **common
         )
     else:
         top_p = 1.0 if config.selects_all else config.top_p
-        selected = select_by_mass(q_groups, k_groups, top_p=top_p, min_k_ratio=config.min_k_ratio, **of_groups)
+        selected = select_by_mass(q_groups, k_groups, top_p=top_p, min_k_ratio=config.min_k_ratio, **common)
 
     # 4. The near field: exact attention over these.
-    _, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, out=out, **of_groups)
+    _, logsumexp = near_field(q, k, v, q_groups, k_groups, selected, layout=layout, out=out, **common)
 
     # 5. The far field: an approximation of the others, merged by the logsumexp.
     exact = exact_rows(q, k, v, layout, scale=scale, seed=config.seed, first_head=first_head + heads.start, backend=backend)
@@ -187,16 +187,16 @@ def _heads(q, k, v, out, layout, config, warm, scale, backend, heads, first_head
         order = 1 if config.compensation == "first_order" else 0
         far_field(
             q, k, v, out, logsumexp, q_groups, k_groups, known, selected,
-            layout=layout, order=order, exact=exact, **of_groups,
+            layout=layout, order=order, exact=exact, **common,
         )  # fmt: skip
     squares = squared_error(exact, out, layout, backend=backend)
     return _ChunkResult(centroids, groups, k_groups, exact_pairs(q_groups, k_groups, selected, backend=backend), squares, expected_error)
 
 
-def _name(heads: slice) -> tuple[int, int]:
+def _bounds(heads: slice) -> tuple[int, int]:
     return heads.start, heads.stop
 
 
-def _all_heads(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+def _cat_heads(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
     """Of all heads, from chunks of them in order."""
     return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, 1)

@@ -5,7 +5,7 @@ import time
 import torch
 
 LEAST_BYTES = 88 * 2**20  # of workspace, however little is free
-SHARE = 4  # a call takes at most 1 / SHARE of what is free
+FREE_MEMORY_DIVISOR = 4  # a call takes at most one part in so many of what is free
 _SECONDS = 1.0  # for which a look at the free memory is good: it takes longer than a kernel's launch
 _looked: dict[torch.device, tuple[float, int]] = {}
 
@@ -17,7 +17,7 @@ def work_memory(device: torch.device) -> int:
     if now - when >= _SECONDS:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, given back by earlier calls
-        found = max(LEAST_BYTES, (free + cached) // SHARE)
+        found = max(LEAST_BYTES, (free + cached) // FREE_MEMORY_DIVISOR)
         _looked[device] = now, found
     return found
 

@@ -3,7 +3,8 @@
 import cases
 import pytest
 import torch
-from svg2_pack.svg2_core.ops.kmeans.metric import centre, leading_directions, second_moment
+from svg2_pack.svg2_core.ops.kmeans import logit_spaces
+from svg2_pack.svg2_core.ops.kmeans.metric import centre, leading_directions, points_in, second_moment
 from svg2_pack.svg2_core.ops.kmeans.metric import project as project_centred
 from svg2_pack.svg2_core.ops.kmeans.metric import spaces as spaces_of_centred
 
@@ -135,3 +136,30 @@ def test_a_head_alone_is_the_same_bits():
     q, k = tokens(21), tokens(22)
     a, b = spaces(q, k, RANK, 0.1), spaces(q.clone(), k.clone(), RANK, 0.1)
     assert all(torch.equal(x.projection, y.projection) for x, y in zip(a, b, strict=True))
+
+
+def heads(*seeds, n=260, **kwargs):
+    """Tokens `[1, H, N, D]`, a head for each seed."""
+    return torch.stack([tokens(seed, n, **kwargs) for seed in seeds])[None].float()
+
+
+def test_distances_of_every_backend_are_differences_of_logits(backend):
+    """Of each role, about the other's own second moment: the keys', and the queries' with their mean."""
+    q, k = heads(31, 32) + 0.5, heads(33, 34, spectrum=0.8)
+    found = logit_spaces(q, k, rank=64, scale=0.1, backend=backend)
+    for x, other, space in ((q, k - k.mean(2, keepdim=True), found[0]), (k, q, found[1])):
+        points = points_in(x[:, :, :20], space).double()
+        logits = 0.1 * (x[:, :, :20, None] - x[:, :, None, :20]).double() @ other.double().transpose(-1, -2)[:, :, None]
+        expected = logits.square().mean(-1).sqrt()
+        assert (torch.cdist(points, points) - expected).norm() <= 2e-2 * expected.norm()
+
+
+def test_every_backend_finds_the_past_again(backend):
+    q, k = heads(35, 36), heads(37, 38, spectrum=0.8)
+    before = logit_spaces(q, k, rank=RANK, scale=0.1, backend=backend)
+    past = tuple(space.projection for space in before)
+    later = logit_spaces(q + 0.3 * heads(39, 40), k, rank=RANK, scale=0.1, past=past, backend=backend)
+    for x, old, new in zip((q, k), before, later, strict=True):
+        there = (x - new.mean[:, :, None]) @ new.projection
+        moved = (x - new.mean[:, :, None]) @ old.projection @ new.transfer
+        assert (moved - there).norm() <= 0.15 * there.norm()

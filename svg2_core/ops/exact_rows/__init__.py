@@ -7,7 +7,7 @@ import torch
 from ...layout import Layout
 from ..implementations import implementation
 
-COUNT = 32  # costs 64 / N of dense attention, and gives a head's error within about a tenth
+EXACT_ROWS = 32  # costs 64 / N of dense attention, and gives a head's error within about a tenth
 ROLE = 2  # of the hash: other tokens than the clusters' seeds of queries (0) and keys (1)
 
 
@@ -30,7 +30,7 @@ def exact_rows(
     backend: str = "torch",
 ) -> ExactRows:
     """Answer a few of the video queries of q `[B, H, Nq, D]` by all keys k, v `[B, H, N, D]`. Which ones follows from seed, head and length."""
-    count = min(COUNT, layout.queries_len)
+    count = min(EXACT_ROWS, layout.queries_len)
     return ExactRows(*implementation(__name__, backend).exact_rows(q, k, v, layout, scale, seed, first_head, count))
 
 

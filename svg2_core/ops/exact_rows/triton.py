@@ -6,7 +6,7 @@ import triton.language as tl
 from ..kmeans.cold_start_triton import hashed_token
 from ..near_field.triton import online_softmax_step
 from ..triton_common import INTERPRETED, LOG2E, block_of, kernel
-from . import COUNT, ROLE
+from . import EXACT_ROWS, ROLE
 
 _SPLITS = 16  # split-K: of the keys of a head
 _TILE = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
@@ -104,8 +104,8 @@ def exact_rows(q, k, v, layout, scale, seed, first_head, count):
         return torch.empty(*shape, dtype=dtype, device=q.device)
 
     rows, out = empty(h, count, dtype=torch.int64), empty(b, h, count, d)
-    partials = empty(b * h, _SPLITS, COUNT, d), empty(b * h, _SPLITS, COUNT), empty(b * h, _SPLITS, COUNT)
-    shape = {"D": d, "BLOCK_R": COUNT, "BLOCK_D": block_of(d), "SPLITS": _SPLITS}
+    partials = empty(b * h, _SPLITS, EXACT_ROWS, d), empty(b * h, _SPLITS, EXACT_ROWS), empty(b * h, _SPLITS, EXACT_ROWS)
+    shape = {"D": d, "BLOCK_R": EXACT_ROWS, "BLOCK_D": block_of(d), "SPLITS": _SPLITS}
     exact_split_kernel[_SPLITS, b * h](
         q[:, :, layout.video_queries], k, v, q if bias is None else bias, rows, *partials, scale * LOG2E.value, h, n, layout.queries_len,
         layout.video_len, layout.video_start, n_text, count, seed, first_head, *q.stride(), *k.stride(), *v.stride(),
@@ -120,6 +120,6 @@ def squared_error(exact, out, layout):
     b, h, count, d = exact.out.shape
     squares = torch.empty(b, h, 2, dtype=torch.float32, device=out.device)
     squared_error_kernel[(b * h,)](
-        exact.rows.contiguous(), exact.out.contiguous(), out[:, :, layout.video_queries], squares, h, count, *out.stride(), D=d, BLOCK_R=COUNT, BLOCK_D=block_of(d), num_warps=4
+        exact.rows.contiguous(), exact.out.contiguous(), out[:, :, layout.video_queries], squares, h, count, *out.stride(), D=d, BLOCK_R=EXACT_ROWS, BLOCK_D=block_of(d), num_warps=4
     )
     return squares

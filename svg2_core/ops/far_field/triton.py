@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..exact_rows import COUNT
+from ..exact_rows import EXACT_ROWS
 from ..moments.triton import SPLITS, within
 from ..near_field.configs import FAR
 from ..near_field.plan import HIGH, query_tiles
@@ -329,7 +329,7 @@ def far_field(q, k, v, out, logsumexp, q_clusters, k_clusters, moments, selected
             q, out, logsumexp, q_clusters.order, q_clusters.offsets, k_clusters.offsets, centroids[0], keys, values,
             first_order_tensors[0], taken, *first_order_tensors[1:], matrix, exact.rows.contiguous(), exact.out.contiguous(), scales, coefficients,
             scale * LOG2E.value, h, n, c_q, c_k, exact.rows.shape[1], d, *q.stride(), *out.stride(),
-            M=m, BLOCK_K=min(32, block_of(d)), BLOCK_M=block_of(m), BLOCK_R=COUNT, BLOCK_J=16, BLOCK_P=256, MAX_COEFFICIENT=MAX_COEFFICIENT,
+            M=m, BLOCK_K=min(32, block_of(d)), BLOCK_M=block_of(m), BLOCK_R=EXACT_ROWS, BLOCK_J=16, BLOCK_P=256, MAX_COEFFICIENT=MAX_COEFFICIENT,
             **common, num_warps=8, num_stages=1,
         )  # fmt: skip
     tiles, tile_counts, max_tiles_of = query_tiles(q_clusters.offsets, n)

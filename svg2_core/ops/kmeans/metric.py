@@ -106,7 +106,7 @@ def _start(d: int, rank: int, device: torch.device) -> torch.Tensor:
 class LogitSpace(NamedTuple):
     """Where the queries, or the keys, of all heads of a call are clustered: at (x - mean) projection, W numbers a token. fp32.
 
-    projection `[B, H, D, W]`; mean `[B, H, D]`: of the tokens, about; transfer `[B, H, W, W]`: takes points of the past's space to
+    projection `[B, H, D, W]`; mean `[B, H, D]`: of the tokens, or of a sample of them; transfer `[B, H, W, W]`: takes points of the past's space to
     where they are in this one, None without a past. largest `[B, H]`, projected_mean `[B, H, W]`: of kernels that project in 16 bits,
     the largest entry of the projection, and the mean so projected.
     """
