@@ -42,7 +42,7 @@ def test_families(version):
     assert passed >= 6 and passed > 2 * skipped
 
 
-@pytest.mark.parametrize("version", [OLDER[0], OLDER[-1]])
+@pytest.mark.parametrize("version", OLDER[:1])  # between that and the pinned one, which runs all tests, are the others
 def test_nodes(version):
     passed, _ = in_host(version, *(f"tests/nodes/{name}" for name in NODES))
     assert passed >= 40
