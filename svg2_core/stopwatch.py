@@ -1,6 +1,8 @@
 """A stopwatch of time spent in a region, which does not wait for the device while it runs."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -34,3 +36,12 @@ class Stopwatch:
             self._events[1].synchronize()
             return self._events[0].elapsed_time(self._events[1]) / 1000
         return self._seconds
+
+
+def timed(watch: Stopwatch | None, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns; the watch, if there is one, is stopped then, and where it fails."""
+    try:
+        return compute()
+    finally:
+        if watch is not None:
+            watch.stop()

@@ -8,7 +8,7 @@ import torch
 
 from ...svg2_core.reasons import Reason, Refusal
 from ...svg2_core.session import COMPARABLE, CallSite
-from ...svg2_core.stopwatch import Stopwatch
+from ...svg2_core.stopwatch import timed
 from . import compiled
 from .block_numbers import block_and_total
 from .host_records import recorded
@@ -63,7 +63,7 @@ class Override:
             func = _chosen(run, func)
         if isinstance(out, Refusal):
             watch = run.stats.dense_watch(call.device) if comparable and call is not None else None
-            return _timed(watch, lambda: self._dense(func, qkv, heads, arguments))
+            return timed(watch, lambda: self._dense(func, qkv, heads, arguments))
         run.compare(call.device, call.step, lambda: self._dense(func, qkv, heads, arguments))
         return out if arguments.get("skip_output_reshape") else out.transpose(1, 2).flatten(2)
 
@@ -103,14 +103,6 @@ def _for(func: Callable, qkv: tuple) -> tuple:
 def _tensors(qkv: tuple) -> tuple:
     """Out of their containers, which then hold them no longer."""
     return tuple(x if isinstance(x, torch.Tensor) else x.take() for x in qkv)
-
-
-def _timed(watch: Stopwatch | None, dense: Callable[[], torch.Tensor]) -> torch.Tensor:
-    try:
-        return dense()
-    finally:
-        if watch is not None:
-            watch.stop()
 
 
 def sparse_answer(run: Run, call: ModelCall | None, options: dict, qkv: tuple, heads: int, arguments: dict):

@@ -29,19 +29,13 @@ TRAINED_SPARSE = (
 
 def apply_patch(model, settings: Settings):
     """A clone of the ModelPatcher `model` whose video self-attention goes through SVG2. An earlier SVG2 is replaced."""
-    model = model.clone()
-    options = model.model_options.setdefault("transformer_options", {})
+    model = remove_patch(model)
+    options = model.model_options["transformer_options"]
     previous = options.get(OVERRIDE)
-    previous = previous.previous if isinstance(previous, Override) else previous
     options[OVERRIDE] = Override(settings, previous, previous)
-    wrappers = (
-        (WrappersMP.OUTER_SAMPLE, _outer_sample(settings, previous)),
-        (WrappersMP.DIFFUSION_MODEL, diffusion_model),
-        (WrappersMP.APPLY_MODEL, apply_model),
-    )
-    for kind, wrapper in wrappers:
-        model.remove_wrappers_with_key(kind, KEY)
-        model.add_wrapper_with_key(kind, KEY, wrapper)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample(settings, previous))
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, diffusion_model)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
     return model
 
 

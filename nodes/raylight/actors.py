@@ -18,7 +18,7 @@ import folder_paths
 from ...svg2_core.merged_report import merge
 from ...svg2_core.reasons import Reason
 from ...svg2_core.stats import RunReport, StatsHandle
-from ..telling.live import Live, blocks_of, remarks
+from ..telling.live import Live, blocks_of, reason_entry, remarks
 
 log = logging.getLogger("svg2")
 
@@ -175,7 +175,7 @@ class LiveRelay:
             "remarks": remarks(report.remarks),
             "reasons": [
                 *body["reasons"],
-                *({"name": reason.value, "sentence": reason.sentence, "detail": "", "expected": reason.expected} for reason in more),
+                *map(reason_entry, more),
             ],
         }
 

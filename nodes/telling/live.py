@@ -160,10 +160,15 @@ def blocks_of(report: RunReport) -> list[tuple[str, float | None, str | None]]:
 def reasons(stats: RunStats) -> list[dict]:
     """Why calls ran dense so far, each with its sentence; `expected` where the settings ask for it."""
     return [
-        {"name": reason.value, "sentence": reason.sentence, "detail": detail, "expected": reason.expected}
+        reason_entry(reason, detail)
         for reason, detail in list(stats.details.items())
         if reason not in (Reason.NOT_VIDEO_SELF_ATTENTION, Reason.NO_RUN)
     ]
+
+
+def reason_entry(reason: Reason, detail: str = "") -> dict:
+    """A reason as messages have it."""
+    return {"name": reason.value, "sentence": reason.sentence, "detail": detail, "expected": reason.expected}
 
 
 def remarks(known: dict[str, Remark]) -> list[dict]:

@@ -8,7 +8,7 @@ import torch
 
 from ..reasons import Reason, Refusal
 from ..session import COMPARABLE, CallSite, Session
-from ..stopwatch import Stopwatch
+from ..stopwatch import Stopwatch, timed
 from .sequence import Sequence
 
 _now = threading.local()
@@ -69,28 +69,24 @@ class Evaluation:
         """
         if self._watch is None:
             self._watch = self.session.stats.model_call(self._step, self.session.schedule.sigmas[self._step], q.device)
-        site = self._site(q, k, v, first_head)
-        if site is None or why_not is not None:
-            refusal = why_not or Refusal(Reason.NOT_VIDEO_SELF_ATTENTION)
-            return self.session.refuse(refusal, site and site.label, site and site.step)
-        return attend(self.session, self._sequence(site.block), q, k, v, site, scale, dense)
-
-    def _site(self, q, k, v, first_head: int) -> CallSite | None:
-        """Of a call over the whole sequence, which is then counted; None of any other."""
-        if self._block == self.blocks or k.shape != v.shape:
-            return None
-        sequence = self._sequence(self._block)
-        whole = (*q.shape[:2], sequence.tokens, q.shape[3])
-        cut = (*q.shape[:2], sequence.tokens - sequence.padding_behind, q.shape[3])
-        if q.shape != whole or k.shape not in (whole, cut):
-            return None
+        sequence = None
+        if self._block != self.blocks:
+            sequence = self.sequence(self._block) if callable(self.sequence) else self.sequence
+        if sequence is None or not _is_over(sequence, q, k, v):
+            return self.session.refuse(why_not or Refusal(Reason.NOT_VIDEO_SELF_ATTENTION), None)
         rows = tuple((self.conditioning, row) for row in range(q.shape[0]))
         site = CallSite(self._step, self._block, self.blocks, rows=rows, first_head=first_head)
         self._block += 1
-        return site
+        if why_not is not None:
+            return self.session.refuse(why_not, site.label, site.step)
+        return attend(self.session, sequence, q, k, v, site, scale, dense)
 
-    def _sequence(self, block: int) -> Sequence:
-        return self.sequence(block) if callable(self.sequence) else self.sequence
+
+def _is_over(sequence: Sequence, q, k, v) -> bool:
+    """Whether a call is over the whole sequence; its keys may come without the padding at the end."""
+    whole = (*q.shape[:2], sequence.tokens, q.shape[3])
+    cut = (*q.shape[:2], sequence.tokens - sequence.padding_behind, q.shape[3])
+    return q.shape == whole and k.shape == v.shape and k.shape in (whole, cut)
 
 
 def attend(
@@ -130,8 +126,4 @@ def answer_of_the_current(q, k, v, *, scale: float | None, first_head: int, why_
 
 def or_dense(answer: object, dense: Callable[[], object]) -> object:
     """Make the dense answer, where `answer` is none; stop the watch, if that is what it is."""
-    try:
-        return dense()
-    finally:
-        if isinstance(answer, Stopwatch):
-            answer.stop()
+    return timed(answer if isinstance(answer, Stopwatch) else None, dense)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -67,7 +68,7 @@ class Sequence:
     def count(self, kind: str) -> int:
         return sum(length for k, length in self.segments if k == kind)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Of what `gather` returns."""
         start = 0
@@ -79,14 +80,14 @@ class Sequence:
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Of `[B, H, N, D]` what counts, the video in one piece: a view where no token has to move, else a copy in x's memory order."""
-        parts = self._slices()
+        parts = self._slices
         if len(parts) == 1:
             return x[:, :, parts[0]]
         return torch.cat([x[:, :, part].transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
     def scatter(self, out: torch.Tensor) -> torch.Tensor:
         """The inverse: `[B, H, N, D]`, zero at the padding. `out` itself where nothing has moved."""
-        parts = self._slices()
+        parts = self._slices
         if out.shape[2] == self.tokens and len(parts) == 1:
             return out
         b, h, _, d = out.shape
@@ -104,6 +105,7 @@ class Sequence:
         kinds = [kind for kind, _ in itertools.groupby(kind for kind, _ in real)]
         return real if kinds.count(VIDEO) == 1 else sorted(real, key=lambda segment: segment[0] == VIDEO)
 
+    @cached_property
     def _slices(self) -> list[slice]:
         """Where these are, neighbours in one."""
         at, slices = 0, {TEXT: [], VIDEO: []}
